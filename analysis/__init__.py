@@ -1,0 +1,1 @@
+"""From rows to statistics, a summary, figures and one self-contained report."""

@@ -1,0 +1,73 @@
+"""Worlds: batched grid worlds as Gymnasium environments, adapters for others, and the checker for both.
+
+Importing this package registers the worlds with Gymnasium; the names below load on first use.
+
+>>> import gymnasium, retarget.envs
+>>> gymnasium.make("retarget/FourRooms-v0", size=13).unwrapped.model.n_states
+104
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from retarget.envs.registration import register_all
+
+_LAZY = {
+    "WORLDS": "retarget.envs.catalogue",
+    "WorldEntry": "retarget.envs.catalogue",
+    "WorldOption": "retarget.envs.catalogue",
+    "FiniteEnv": "retarget.envs.base",
+    "GridWorld": "retarget.envs.grid",
+    "make_world": "retarget.envs.make",
+    "GymWorld": "retarget.envs.from_gym",
+    "world_from_gym": "retarget.envs.from_gym",
+    "VectorWorld": "retarget.envs.vector",
+    "GridVectorWorld": "retarget.envs.vector",
+    "Rollout": "retarget.envs.rollouts",
+    "rollout": "retarget.envs.rollouts",
+    "check_world": "retarget.envs.check",
+}
+
+if TYPE_CHECKING:
+    from retarget.envs.base import FiniteEnv
+    from retarget.envs.catalogue import WORLDS, WorldEntry, WorldOption
+    from retarget.envs.check import check_world
+    from retarget.envs.from_gym import GymWorld, world_from_gym
+    from retarget.envs.grid import GridWorld
+    from retarget.envs.make import make_world
+    from retarget.envs.rollouts import Rollout, rollout
+    from retarget.envs.vector import GridVectorWorld, VectorWorld
+
+__all__ = [
+    "WORLDS",
+    "FiniteEnv",
+    "GridVectorWorld",
+    "GridWorld",
+    "GymWorld",
+    "Rollout",
+    "VectorWorld",
+    "WorldEntry",
+    "WorldOption",
+    "check_world",
+    "make_world",
+    "register_all",
+    "rollout",
+    "world_from_gym",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _LAZY:
+        value = getattr(importlib.import_module(_LAZY[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'retarget.envs' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])
+
+
+register_all()

@@ -1,0 +1,15 @@
+"""Probes: pure measurements of an agent in a world. One file a probe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from retarget.probe import Probe
+from retarget.probes.behaviour import Behaviour
+from retarget.probes.retargetability import Retargetability
+from retarget.probes.robustness import Robustness
+
+#: Probes by name, for studies and the command line.
+PROBES: Mapping[str, type[Probe]] = {p.name: p for p in (Retargetability, Robustness, Behaviour)}
+
+__all__ = ["PROBES", "Behaviour", "Retargetability", "Robustness"]

@@ -1,0 +1,114 @@
+"""Agents by name: what a study file and the command line may ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from retarget.agent import Agent
+from retarget.errors import StudyError, unknown
+from retarget.goal import StateGoal
+from retarget.pairs import GoalPlan
+from retarget.world import FiniteWorld
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of an agent: its default, and what it means with its unit."""
+
+    default: object
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a builder is given beside its own options."""
+
+    world: FiniteWorld
+    goal: StateGoal
+    seed: int
+    gamma: float
+    plan: GoalPlan | None = None
+
+
+class NotApplicableHere(Exception):  # noqa: N818 - an answer, not an error
+    """An agent of this kind cannot exist in this world; the message says why. Becomes a `not_applicable` row."""
+
+
+@dataclass(frozen=True)
+class AgentEntry:
+    """A kind of agent: its id, one line about it, its options, and how to build it."""
+
+    id: str
+    summary: str
+    options: Mapping[str, Option]
+    build: Callable[..., Agent]
+
+
+@dataclass(frozen=True)
+class AgentSpec:
+    """What rebuilds an agent: its kind and options; with `compiled`, the table of its behaviour instead.
+
+    >>> AgentSpec.of("depth_planner", depth=4, compiled=True).label
+    'depth_planner(depth=4), compiled'
+    """
+
+    id: str
+    options: tuple[tuple[str, object], ...] = ()
+    compiled: bool = False
+    name: str = ""
+
+    @classmethod
+    def of(cls, id: str, *, compiled: bool = False, name: str = "", **options: object) -> AgentSpec:
+        return cls(id, tuple(sorted(options.items())), compiled, name)
+
+    @property
+    def label(self) -> str:
+        """What a reader sees: the name given, or the kind with its options."""
+        if self.name:
+            return self.name
+        inside = ", ".join(f"{k}={v}" for k, v in self.options)
+        return (f"{self.id}({inside})" if inside else self.id) + (", compiled" if self.compiled else "")
+
+    def as_dict(self) -> dict[str, object]:
+        return {"id": self.id, "compiled": self.compiled, **dict(self.options)}
+
+
+def catalogue() -> Mapping[str, AgentEntry]:
+    """Every kind of agent, by id."""
+    from retarget.agents import builders
+
+    return builders.ENTRIES
+
+
+def check_spec(spec: AgentSpec) -> None:
+    """Raise StudyError unless the kind and its options exist."""
+    entries = catalogue()
+    if spec.id not in entries:
+        raise StudyError(unknown("agent", spec.id, entries))
+    for name, value in spec.options:
+        if name not in entries[spec.id].options:
+            raise StudyError(unknown(f"option of agent {spec.id!r}", name, entries[spec.id].options))
+        default = entries[spec.id].options[name].default
+        if isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, _like(default)):
+            raise StudyError(f"option {name!r} of agent {spec.id!r} takes a value like {default!r}, got {value!r}")
+
+
+def _like(default: object) -> tuple[type, ...]:
+    return (int, float) if isinstance(default, float) else (type(default),)
+
+
+def build_agent(spec: AgentSpec, recipe: Recipe) -> Agent:
+    """Build (and train, where that is part of it) the agent of a spec.
+
+    Raises:
+        StudyError: for an unknown kind or option.
+        NotApplicableHere: when such an agent cannot exist in this world.
+    """
+    from retarget.agents.compiled import compile_policy
+
+    check_spec(spec)
+    entry = catalogue()[spec.id]
+    options = {name: option.default for name, option in entry.options.items()} | dict(spec.options)
+    agent = entry.build(recipe, **options)
+    return compile_policy(agent, recipe.world) if spec.compiled else agent

@@ -1,0 +1,79 @@
+"""The library in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from retarget.agent import Agent
+from retarget.errors import AgentError, GoalError, WorldError
+from retarget.exact import policy_table
+from retarget.goal import StateGoal
+from retarget.study.single import DEFAULT_PROBES, draw_other_goals, measure_agent
+from retarget.study.spec import ProbeSpec
+from retarget.world import FiniteWorld
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+def measure(
+    agent: Agent,
+    world: FiniteWorld,
+    goals: Iterable[object] | int = 12,
+    *,
+    goal: object = None,
+    probes: Sequence[str] | None = None,
+    gamma: float = 0.95,
+    level: float = 0.95,
+    seed: int = 0,
+    name: str | None = None,
+) -> pl.DataFrame:
+    """Measure how cheaply an agent's goal can be changed, and how robustly it reaches the one it has.
+
+    Args:
+        agent: what to measure.
+        world: a finite world (`retarget.make_world`, `retarget.world_from_gym`).
+        goals: goals B to give it, in any form that `world.as_goal` takes; or how many to draw.
+        goal: the goal A that it has; by default the world's.
+        probes: names of probes; by default robustness and retargetability.
+        gamma: discount of competence, in (0, 1).
+        level: required competence on B, as a share of the agent's own on A.
+        seed: names every random stream.
+        name: what the rows call the agent; by default its kind.
+
+    Returns:
+        one row a metric and goal, with the columns of `docs/columns.md`.
+
+    Raises:
+        RetargetError: when agent, world and goals do not fit.
+
+    >>> import retarget
+    >>> from retarget.agents import exact_planner
+    >>> world = retarget.make_world("FourRooms", size=9)
+    >>> frame = retarget.measure(exact_planner(world, world.goal), world, goals=[(1, 1), (1, 7)])
+    >>> frame.filter(metric="retargetability")["value"].min() > 0
+    True
+    """
+    from retarget.row import frame
+
+    if not isinstance(world, FiniteWorld):
+        raise WorldError(f"expected a finite world, got {type(world).__name__}; make one with retarget.make_world")
+    if not isinstance(agent, Agent):
+        raise AgentError(f"expected an agent, got {type(agent).__name__}; see retarget.agents")
+    policy_table(agent, world.model)
+    own = world.goal if goal is None else world.as_goal(goal)
+    others = draw_other_goals(world, own, n=goals, seed=seed) if isinstance(goals, int) else _named(world, goals)
+    specs = DEFAULT_PROBES if probes is None else tuple(ProbeSpec(p) for p in probes)
+    rows, _ = measure_agent(
+        agent, world, goal=own, others=others, label=name or agent.kind, agent_id=agent.kind, probes=specs,
+        gamma=gamma, level=level, seed=seed,
+    )  # fmt: skip
+    return frame(rows)
+
+
+def _named(world: FiniteWorld, goals: Iterable[object]) -> tuple[StateGoal, ...]:
+    named = tuple(world.as_goal(g) for g in goals)
+    if not named:
+        raise GoalError("goals is empty; name at least one goal, or pass a number to draw them")
+    return named

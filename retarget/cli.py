@@ -1,0 +1,388 @@
+"""The command line. Everything heavy loads inside the commands, so that help comes at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from retarget.goal import StateGoal
+    from retarget.study.executor import Executor, Watcher
+    from retarget.study.run import RunReport
+    from retarget.world import FiniteWorld
+
+#: Exit codes: a cell failed unexpectedly; bad input; stopped by the user.
+FAILED, BAD_INPUT, STOPPED = 1, 2, 130
+
+# Help is plain text: rich's own takes longer to load than everything else together.
+app = typer.Typer(
+    name="retarget",
+    help="Is a trained policy an optimizer or a lookup table? Measure it.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> NoReturn:
+    """The `retarget` command: bad input ends in one line on stderr and exit code 2."""
+    try:
+        app()
+    except ValueError as error:
+        from retarget.errors import RetargetError
+
+        if not isinstance(error, RetargetError):
+            raise
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        raise SystemExit(BAD_INPUT) from None
+    raise SystemExit(0)  # pragma: no cover - the command line parser exits itself
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from retarget import __version__
+
+        typer.echo(f"retarget {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    study: Annotated[Path | None, typer.Argument(help="Study file (TOML); without one, the default study.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/NAME without one.")] = None,
+    workers: Annotated[int, typer.Option(help="Worker processes; 0 for one a core.", min=0)] = 0,
+    shard: Annotated[str, typer.Option(help="Run part i of n, such as 2/4; parts share one --out.")] = "1/1",
+    seeds: Annotated[str, typer.Option(help="Seeds in place of the study's, such as 0,1,2 or 0-9.")] = "",
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed cells again.")] = False,
+) -> None:
+    """Run a study. Stopped at any moment, the same command goes on where it was."""
+    _one_thread()
+    from retarget.study.run import Shard, run_study
+    from retarget.study.screen import Screen
+    from retarget.study.spec import default_study_path, load_study
+
+    plan = load_study(study if study is not None else default_study_path())
+    if seeds:
+        plan = plan.with_seeds(_seeds(seeds))
+    part = Shard.parse(shard)
+    folder = out if out is not None else Path("runs") / plan.name
+    console = _console()
+    try:
+        with Screen(console) as screen:
+            report = run_study(
+                plan,
+                folder,
+                executor=_executor(workers, screen),
+                shard=part,
+                retry_failed=retry_failed,
+                on_start=screen.begin,
+                on_done=screen.done,
+            )
+    except KeyboardInterrupt:
+        typer.echo(f"stopped; finished cells are kept in {folder}: the same command goes on from there", err=True)
+        raise typer.Exit(STOPPED) from None
+    _finish(report, console)
+
+
+@app.command()
+def measure(
+    file: Annotated[Path, typer.Argument(help="Table of actions, probabilities or values: .npy .npz .csv .parquet")],
+    world: Annotated[str, typer.Option(help="World that it was made for: one of ours, or a Gymnasium id.")],
+    size: Annotated[int | None, typer.Option(help="Side of the world.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Another option of the world, KEY=VALUE.")] = None,
+    goal: Annotated[str, typer.Option(help="Goal of the table: ROW,COL or STATE; the world's own without.")] = "",
+    goals: Annotated[list[str] | None, typer.Option(help="A goal to give it; repeat for more.")] = None,
+    pairs: Annotated[int, typer.Option(help="Goals to give it, drawn from the world's, if none is named.")] = 12,
+    as_: Annotated[str, typer.Option("--as", help="What the table holds: auto, policy or q.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Names the random draws.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for results.parquet and report.html.")] = None,
+) -> None:
+    """Measure a table that somebody trained: robustness, and how cheaply its goal can be changed."""
+    _one_thread()
+    from retarget.envs import make_world
+    from retarget.io.tables import load_table
+    from retarget.study.single import draw_other_goals
+
+    place = make_world(world, **_options(set_ or [], size))
+    agent = load_table(file, place, kind=as_)  # type: ignore[arg-type]
+    goal_a = place.as_goal(_place(goal)) if goal else place.goal
+    named = tuple(dict.fromkeys(place.as_goal(_place(text)) for text in goals or []))
+    others = named or draw_other_goals(place, goal_a, n=pairs, seed=seed)
+    _measure(agent, place, goal_a, others, file, seed, out)
+
+
+def _measure(
+    agent: object,
+    world: FiniteWorld,
+    goal: StateGoal,
+    others: tuple[StateGoal, ...],
+    file: Path,
+    seed: int,
+    out: Path | None,
+) -> None:
+    from rich.progress import Progress
+
+    from retarget.analysis.summary import metric_means
+    from retarget.row import FRONTIER_COLUMNS, RESULT_COLUMNS, frame
+    from retarget.study.screen import metric_table
+    from retarget.study.single import measure_agent
+    from retarget.study.table import FRONTIERS, RESULTS, write_parquet
+
+    console = _console()
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        rows, frontier = measure_agent(
+            agent,  # type: ignore[arg-type]
+            world,
+            goal=goal,
+            others=others,
+            label=file.name,
+            seed=seed,
+            on_step=lambda done, total, words: bar.update(task, completed=done, total=total, description=words),
+        )
+    results = frame(rows, RESULT_COLUMNS)
+    title = f"{file.name} in {world.spec_data.label}, goal {goal.label}, {len(others)} other goals"
+    console.print(metric_table(metric_means(results), title))
+    if out is not None:
+        from retarget.analysis.report import write_report
+
+        out.mkdir(parents=True, exist_ok=True)
+        write_parquet(results, out / RESULTS)
+        write_parquet(frame(frontier, FRONTIER_COLUMNS), out / FRONTIERS)
+        typer.echo(f"report: {write_report(out)}")
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
+    """Write report.html again, from the tables of a finished run."""
+    from retarget.analysis.report import write_report
+    from retarget.errors import StudyError
+    from retarget.study.table import RESULTS
+
+    if not (run / RESULTS).is_file():
+        raise StudyError(f"{str(run)!r} holds no {RESULTS}; finish the run with the same `retarget run` command first")
+    typer.echo(f"report: {write_report(run)}")
+
+
+@app.command()
+def worlds() -> None:
+    """List the worlds and their options."""
+    from retarget.envs import WORLDS
+
+    for id, entry in WORLDS.items():
+        _entry(id, entry.summary, {n: (o.default, o.meaning) for n, o in entry.options.items()})
+    typer.echo("Any registered Gymnasium environment that carries a transition table works too, such as FrozenLake-v1.")
+
+
+@app.command()
+def agents() -> None:
+    """List the kinds of agents and their options."""
+    from retarget.agents.catalogue import catalogue
+
+    for id, entry in catalogue().items():
+        _entry(id, entry.summary, {n: (o.default, o.meaning) for n, o in entry.options.items()})
+    typer.echo("With compiled = true, a study takes the table of an agent's behaviour in its place.")
+
+
+@app.command()
+def probes() -> None:
+    """List the probes, their options, and what they measure."""
+    from retarget.probes import PROBES
+    from retarget.study.known import probe_defaults
+
+    for id, probe in PROBES.items():
+        about = (probe.__doc__ or "").strip().splitlines()
+        _entry(id, about[0] if about else "", {n: (d, "") for n, d in probe_defaults(id).items()})
+        for name, metric in probe.metrics.items():
+            typer.echo(f"    measures {name} [{metric.unit}]: {metric.meaning}")
+
+
+@app.command()
+def check(
+    target: Annotated[str, typer.Argument(help="MODULE:NAME of a probe, a world or an agent of yours.")],
+    world: Annotated[str, typer.Option(help="World to check an agent in.")] = "FourRooms",
+    size: Annotated[int | None, typer.Option(help="Side of that world.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Another option of that world, KEY=VALUE.")] = None,
+) -> None:
+    """Check a probe, a world or an agent of your own. Imports MODULE, which runs its code."""
+    kind = _check(_import(target), target, world, _options(set_ or [], size))
+    typer.echo(f"ok: {target} is a sound {kind}")
+
+
+def _check(thing: object, target: str, world: str, options: dict[str, object]) -> str:
+    from retarget.agent import Agent
+    from retarget.envs import check_world, make_world
+    from retarget.errors import RetargetError
+    from retarget.probe import Probe
+    from retarget.testing import check_agent, check_probe
+
+    if callable(thing) and not isinstance(thing, (Agent, Probe)):
+        thing = thing()  # a class, or a function that makes one
+    if isinstance(thing, Probe):
+        check_probe(thing)
+        return "probe"
+    if isinstance(thing, Agent):
+        check_agent(thing, make_world(world, **options))
+        return "agent"
+    if hasattr(thing, "reset") and hasattr(thing, "step"):
+        check_world(thing)
+        return "world"
+    raise RetargetError(f"{target!r} is a {type(thing).__name__}; name a probe, a world, an agent, or what makes one")
+
+
+def _import(target: str) -> object:
+    import importlib
+
+    from retarget.errors import RetargetError, unknown
+
+    module, _, name = target.partition(":")
+    if not module or not name.isidentifier():
+        raise RetargetError(f"{target!r} is not of the form MODULE:NAME, such as my_probes:Curiosity")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        loaded = importlib.import_module(module)
+    except ImportError as error:
+        raise RetargetError(f"module {module!r} cannot be imported ({error}); run from the folder it is in") from None
+    if not hasattr(loaded, name):
+        raise RetargetError(unknown(f"name in module {module!r}", name, [n for n in vars(loaded) if n[0] != "_"]))
+    return getattr(loaded, name)
+
+
+def _entry(id: str, summary: str, options: Mapping[str, tuple[object, str]]) -> None:
+    typer.echo(f"{id}: {summary}")
+    for name, (default, meaning) in options.items():
+        shown = str(default).lower() if isinstance(default, bool) else repr(default)
+        typer.echo(f"    {name} = {shown}" + (f": {meaning}" if meaning else ""))
+
+
+def _finish(report: RunReport, console: Console) -> None:
+    if report.complete:
+        _show(report.out, console)
+    else:
+        typer.echo(
+            f"{report.share} of {report.total} cells are this part's, and done; the tables come with the last part"
+        )
+    if report.errors:
+        _say_failures(report)
+        raise typer.Exit(FAILED)
+
+
+def _say_failures(report: RunReport) -> None:
+    from collections import Counter
+
+    reasons = Counter(error for _, error in report.errors).most_common()
+    for error, times in reasons[:10]:
+        typer.echo(f"failed {times} x {error}", err=True)
+    if len(reasons) > 10:
+        typer.echo(f"and {len(reasons) - 10} other errors", err=True)
+    typer.echo(
+        f"{len(report.errors)} of {report.total} cells failed unexpectedly; "
+        f"tracebacks are in {report.out}/failures*.txt; --retry-failed runs them again",
+        err=True,
+    )
+
+
+def _show(out: Path, console: Console) -> None:
+    import polars as pl
+
+    from retarget.analysis.report import write_report
+    from retarget.analysis.terminal import terminal_table
+    from retarget.study.table import RESULTS
+
+    console.print(terminal_table(pl.read_parquet(out / RESULTS)))
+    typer.echo(f"tables: {out}")
+    typer.echo(f"report: {write_report(out)}")
+
+
+def _executor(workers: int, watcher: Watcher) -> Executor:
+    from retarget.study.executor import ProcessPool, Serial
+
+    count = workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    if count == 1:
+        return Serial(watcher)
+    return ProcessPool(count, group=lambda cell: cell.group, watcher=watcher)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def _one_thread() -> None:
+    """One intra-op thread here too: these variables count only before the libraries load."""
+    from retarget.study.executor import THREAD_VARIABLES
+
+    if "numpy" not in sys.modules:
+        for name in THREAD_VARIABLES:
+            os.environ.setdefault(name, "1")
+
+
+def _seeds(text: str) -> list[int]:
+    """Seeds from `0,1,2` and ranges such as `0-9`."""
+    import re
+
+    from retarget.errors import StudyError
+
+    seeds: list[int] = []
+    for piece in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,18})(?:-(\d{1,18}))?\s*", piece)
+        if match is None:
+            raise StudyError(f"seeds {text!r} are not whole numbers; write e.g. 0,1,2 or 0-9")
+        first, last = int(match.group(1)), int(match.group(2) or match.group(1))
+        if not 0 <= last - first < 100_000:
+            raise StudyError(f"seeds {piece.strip()!r} run from {first} to {last}; write the smaller one first")
+        seeds += range(first, last + 1)
+    return seeds
+
+
+def _options(pairs: list[str], size: int | None = None) -> dict[str, object]:
+    """World options from `key=value` and a size; values as in TOML, anything else is a text."""
+    import tomllib
+
+    from retarget.errors import WorldError
+
+    options: dict[str, object] = {} if size is None else {"size": size}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key.strip():
+            raise WorldError(f"--set {pair!r} is not of the form KEY=VALUE, such as slip=0.1")
+        try:
+            options[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            options[key.strip()] = text.strip()
+    return options
+
+
+def _place(text: str) -> object:
+    """A cell from `ROW,COL`, or a state from one number."""
+    from retarget.errors import GoalError
+
+    try:
+        numbers = tuple(int(piece) for piece in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) not in (1, 2):
+        raise GoalError(f"goal {text!r} is neither ROW,COL nor a state's number; write e.g. 3,4 or 17")
+    return numbers if len(numbers) == 2 else numbers[0]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Editors: searches for edits under a budget."""
+
+from __future__ import annotations
+
+from retarget.editors.base import Candidate, Editor, Task, points, prove, shortest, shortest_form
+from retarget.editors.random import RandomEditor
+from retarget.editors.retrain import RetrainEditor
+from retarget.editors.slot import SlotEditor
+from retarget.editors.sparse import SparseEditor
+from retarget.editors.table import TableEditor
+
+
+def default_editors() -> tuple[Editor, ...]:
+    """The editors that compete for the shortest edit."""
+    return (SlotEditor(), TableEditor(), SparseEditor(), RetrainEditor())
+
+
+__all__ = [
+    "Candidate",
+    "Editor",
+    "RandomEditor",
+    "RetrainEditor",
+    "SlotEditor",
+    "SparseEditor",
+    "TableEditor",
+    "Task",
+    "default_editors",
+    "points",
+    "prove",
+    "shortest",
+    "shortest_form",
+]

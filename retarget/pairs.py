@@ -1,0 +1,70 @@
+"""Which goals a study uses: a pool split into training and held-out goals, and pairs (A, B) drawn from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from retarget.errors import GoalError
+from retarget.goal import StateGoal
+from retarget.rng import stream
+from retarget.world import FiniteWorld
+
+
+@dataclass(frozen=True)
+class GoalPlan:
+    """Goals of one world and seed.
+
+    Attributes:
+        training: goals that many-goal agents are trained on; every A is one of them.
+        held_out: goals that no agent is trained on.
+        pairs: (A, B) with A a training goal; B alternates between held-out and training goals.
+    """
+
+    training: tuple[StateGoal, ...]
+    held_out: tuple[StateGoal, ...]
+    pairs: tuple[tuple[StateGoal, StateGoal], ...]
+
+    @classmethod
+    def draw(cls, world: FiniteWorld, *, n_pairs: int, seed: int, pool: int = 16) -> GoalPlan:
+        """Draw a plan from the named stream (seed, "goals", the world).
+
+        Args:
+            world: where the goals are.
+            n_pairs: number of distinct pairs, at least 1.
+            seed: names the stream.
+            pool: number of goals to draw; half of them are training goals. Fewer where the world has fewer.
+
+        Raises:
+            GoalError: when the world has too few goals for that many distinct pairs.
+        """
+        goals = world.goals
+        if len(goals) < 2:
+            raise GoalError(f"world {world.spec_data.label} has {len(goals)} goal(s); a pair needs two")
+        rng = stream(seed, "goals", world.spec_data.label)
+        picked = [goals[int(i)] for i in rng.permutation(len(goals))[: max(2, min(pool, len(goals)))]]
+        half = (len(picked) + 1) // 2
+        training, held_out = tuple(picked[:half]), tuple(picked[half:])
+        fresh = [(a, b) for a in training for b in held_out]
+        known = [(a, b) for a in training for b in training if a != b]
+        if n_pairs < 1 or n_pairs > len(fresh) + len(known):
+            raise GoalError(
+                f"{n_pairs} goal pairs were asked of {world.spec_data.label}, "
+                f"which offers 1 to {len(fresh) + len(known)}; change goal_pairs"
+            )
+        return cls(training, held_out, _alternate(_shuffled(fresh, rng), _shuffled(known, rng))[:n_pairs])
+
+
+Pair = tuple[StateGoal, StateGoal]
+
+
+def _shuffled(pairs: list[Pair], rng: np.random.Generator) -> list[Pair]:
+    return [pairs[int(i)] for i in rng.permutation(len(pairs))]
+
+
+def _alternate(first: list[Pair], second: list[Pair]) -> tuple[Pair, ...]:
+    out: list[Pair] = []
+    for i in range(max(len(first), len(second))):
+        out += first[i : i + 1] + second[i : i + 1]
+    return tuple(out)

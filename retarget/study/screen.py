@@ -1,0 +1,116 @@
+"""What a run shows in the terminal: two bars while it goes on, tables when it has ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column, Table
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from retarget.study.cells import Cell, CellResult
+
+_RENEW_EVERY_S = 0.1
+
+
+class Screen:
+    """Two progress bars: cells of the whole run, and the fraction done of the cell that was heard of last.
+
+    Implements `retarget.study.executor.Watcher`. Shows nothing that moves where the output is no terminal.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bars = Progress(
+            # labels come from users: they give way when the terminal is narrow, and are never read as markup
+            TextColumn(
+                "{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+            ),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=console,
+            transient=True,
+            expand=True,
+        )
+        self.renewed = 0.0
+        self.all = self.bars.add_task("cells", total=None)
+        self.one = self.bars.add_task("", total=100)
+
+    def __enter__(self) -> Self:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+    def begin(self, cells: Sequence[Cell], before: int) -> None:
+        """Told of the run's cells, and how many were done before."""
+        words = f"cells ({before} done before)" if before else "cells"
+        self.bars.reset(self.all, total=len(cells) - before, description=words)
+
+    def started(self, cell: Cell) -> None:
+        now = time.monotonic()
+        if now - self.renewed >= _RENEW_EVERY_S:  # drawing takes longer than many a cell
+            self.renewed = now
+            self.bars.reset(self.one, total=100, description=cell.label)
+
+    def progressed(self, cell: Cell, fraction: float, words: str) -> None:
+        self.bars.update(self.one, completed=round(100 * fraction), description=f"{cell.label}: {words}")
+
+    def done(self, cell: Cell, result: CellResult) -> None:
+        """Told of a cell that is in the journal."""
+        self.bars.advance(self.all)
+        if result.error:
+            text = f"failed: {cell.label}: {result.error.splitlines()[0]}"
+            self.bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def number(value: object) -> str:
+    """A number for a reader: at most four significant digits.
+
+    >>> number(0.123456), number(12.0), number(None)
+    ('0.1235', '12', '–')
+    """
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+    return str(value)
+
+
+def with_interval(value: object, low: object, high: object) -> str:
+    """A number with its interval, where it has one.
+
+    >>> with_interval(0.5, 0.25, 0.75)
+    '0.5 [0.25, 0.75]'
+    """
+    if value is None or low is None or high is None or low == high:
+        return number(value)
+    return f"{number(value)} [{number(low)}, {number(high)}]"
+
+
+def metric_table(means: pl.DataFrame, title: str) -> Table:
+    """One line a metric, from `retarget.analysis.summary.metric_means`."""
+    table = Table(title=_plain(title))
+    for heading in ("metric", "mean [95% interval]", "unit", "ok", "not applicable", "failed"):
+        table.add_column(heading, justify="left" if heading in ("metric", "unit") else "right", overflow="fold")
+    for row in means.iter_rows(named=True):
+        value = with_interval(row["mean"], row["ci_low"], row["ci_high"])
+        counts = (row["ok"], row["not_applicable"], row["failed"])
+        table.add_row(_plain(row["metric"]), value, _plain(row["unit"]), *map(number, counts))
+    return table
+
+
+def _plain(text: object) -> str:
+    return "–" if text is None else str(text).replace("[", r"\[")
