@@ -409,14 +409,16 @@ def _controls(results: pl.DataFrame) -> str:
     metrics = (
         ("required_competence", "needed on B"),
         ("competence_b_before", "before the edit"),
-        ("random_competence", "best of random edits"),
+        ("random_competence", "mean of random edits"),
+        ("random_success_rate", "share of random edits that retarget"),
         ("competence_b_after", "after the edit found"),
         ("retargetability", "log2 ratio"),
         ("retargetability_plain", "log2 ratio, plain code"),
         ("dead_location_bits", "bit"),
-        ("cells_lower_bound", "cells, proven"),
+        ("cells_bare_success_bound", "cells, proven"),
         ("cells_bare_success", "cells, found"),
-        ("cells_level_lower_bound", "cells, proven"),
+        ("cells_found", "cells, at the level"),
+        ("cells_bound", "cells, proven"),
     )
     used = [(m, u) for m, u in metrics if any(r[m] is not None for r in overall)]
     if not [m for m, _ in used if m not in ("retargetability", "competence_b_before", "required_competence")]:

@@ -40,9 +40,11 @@ METRICS: tuple[str, ...] = (
     "competence_b_after",
     "required_competence",
     "random_competence",
-    "cells_lower_bound",
+    "random_success_rate",
+    "cells_bare_success_bound",
     "cells_bare_success",
-    "cells_level_lower_bound",
+    "cells_found",
+    "cells_bound",
     "dead_location_bits",
     "policy_entropy",
     "agreement_b",
@@ -65,6 +67,7 @@ SHARES = frozenset(
         "competence_b_after",
         "required_competence",
         "random_competence",
+        "random_success_rate",
         "agreement_b",
     }
 )

@@ -87,18 +87,47 @@ def reach_values(model: FiniteModel, probs: np.ndarray, goal: StateGoal, *, gamm
         chosen = probs.argmax(1)
         steps = functional_steps(model.next_state[np.arange(model.n_states), chosen, 0], mask)
         return discount(steps, gamma)
-    if model.n_states <= DENSE_LIMIT:
+    mixed = (probs.max(1) != 1.0) & ~mask
+    if model.is_deterministic and mixed.sum() <= min(DENSE_LIMIT, model.n_states // 2):
+        value = _collapsed_solve(model, probs, mask, mixed, gamma)
+    elif model.n_states <= DENSE_LIMIT:
         matrix = discounted_transitions(model, probs, mask, gamma)
         value = np.linalg.solve(np.eye(model.n_states) - matrix, mask.astype(np.float64))
     else:
         value = _sparse_solve(model, probs, mask, gamma)
     # rounding may leave a hair outside [0, 1]
-    return np.clip(value, 0.0, 1.0)
+    return np.asarray(np.clip(value, 0.0, 1.0))
 
 
 def discount(steps: np.ndarray, gamma: float) -> np.ndarray:
     """γ^steps, and 0 where steps is negative (never): float64, from int `[S]`."""
     return np.asarray(np.where(steps >= 0, gamma ** np.maximum(steps, 0).astype(np.float64), 0.0))
+
+
+def _collapsed_solve(
+    model: FiniteModel, probs: np.ndarray, mask: np.ndarray, mixed: np.ndarray, gamma: float
+) -> np.ndarray:
+    """The linear solve on the states with a mixed policy alone; the others lead to one of them, or to the goal."""
+    from retarget.kernels import functional_ends
+
+    n = model.n_states
+    nxt = model.next_state[:, :, 0]
+    end, steps = functional_ends(nxt[np.arange(n), probs.argmax(1)].astype(np.int64), mask | mixed)
+    reach = discount(steps, gamma)
+    names = np.flatnonzero(mixed)
+    index = np.full(n, -1)
+    index[names] = np.arange(names.size)
+    weight = gamma * probs[names] * reach[nxt[names]]
+    ends = end[nxt[names]]
+    known = np.where((ends >= 0) & mask[ends], weight, 0.0).sum(1)
+    matrix = np.eye(names.size)
+    row, action = np.nonzero((ends >= 0) & mixed[ends])
+    np.subtract.at(matrix, (row, index[ends[row, action]]), weight[row, action])
+    solved = np.linalg.solve(matrix, known)
+    worth = np.zeros(n)
+    worth[mask] = 1.0
+    worth[names] = solved
+    return np.asarray(np.where(end >= 0, reach * worth[end], 0.0))
 
 
 def _sparse_solve(model: FiniteModel, probs: np.ndarray, mask: np.ndarray, gamma: float) -> np.ndarray:

@@ -53,6 +53,34 @@ def functional_steps(successor: np.ndarray, goal: np.ndarray) -> np.ndarray:
 
 
 @numba.njit(cache=True)
+def functional_ends(successor: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each trajectory first stops: (end int64 `[S]`, steps int64 `[S]`); end -1 where it circles forever."""
+    n = successor.size
+    steps = np.full(n, -2, np.int64)
+    end = np.full(n, -1, np.int64)
+    path = np.empty(n, np.int64)
+    for s in range(n):
+        if stop[s]:
+            steps[s] = 0
+            end[s] = s
+    for s in range(n):
+        length = 0
+        x = s
+        while steps[x] == -2:
+            steps[x] = -3
+            path[length] = x
+            length += 1
+            x = successor[x]
+        base = steps[x] if steps[x] >= 0 else -1
+        for i in range(length - 1, -1, -1):
+            if base >= 0:
+                base += 1
+                end[path[i]] = end[x]
+            steps[path[i]] = base
+    return end, steps
+
+
+@numba.njit(cache=True)
 def _reverse(next_state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Predecessors in compressed rows: (row starts `[S+1]`, predecessor states), from int32 `[S, E]`."""
     n, e = next_state.shape

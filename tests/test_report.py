@@ -97,8 +97,9 @@ def cell_rows(
         "competence_a": robustness,
         "required_competence": 0.95 * robustness,
     }
+    others |= {"random_success_rate": 0.01 * (pair % 2)}
     others |= {"random_competence": 0.2 * robustness, "dead_location_bits": 2.0, "competence_b_after": robustness}
-    others |= {"cells_lower_bound": 10.0 + pair, "cells_bare_success": 11.0 + pair, "competence_b_before": 0.1}
+    others |= {"cells_bare_success_bound": 10.0 + pair, "cells_bare_success": 11.0 + pair, "competence_b_before": 0.1}
     alone = {"policy_entropy": entropy, "agreement_b": 0.6, "states_to_change": float(n // 3)}
     gone = "depth=2" in label and pair % 3
     lost = "near" in label and pair % 2
@@ -298,7 +299,7 @@ def test_every_expectation_holds_on_rows_made_to_hold(results: pl.DataFrame) -> 
         ("depth_planner(depth=4)", "retargetability", pl.lit(-0.1), "at every depth"),
         ("controller", "retargetability", pl.lit(-0.1), "set-point"),
         ("goal_table", "retargetability", pl.lit(1.0), "held-out"),
-        ("planner", "random_competence", pl.lit(1.0), "random edit of the same size"),
+        ("planner", "random_success_rate", pl.lit(1.0), "random edit of the same size"),
         ("planner", "retargetability_plain", pl.lit(-9.0), "plainer"),
         ("planner", "cells_bare_success", pl.lit(1.0), "lower bound"),
     ],

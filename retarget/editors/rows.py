@@ -9,7 +9,8 @@ so that their names change nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -20,14 +21,33 @@ from retarget.world import FiniteModel
 Rows = tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RowPoint:
-    """A set of (state, action) changes with its exact competence, and the operations spent until it was found."""
+    """A set of (state, action) changes with its exact competence, and what was spent until it was found.
 
-    rows: Rows
+    Attributes:
+        changes: pairs of (place in `order`, action), in the order in which they were made.
+        order: int `[S]`, the state at each place.
+        competence, flops, simulations: of the set, and of the search up to here.
+    """
+
+    changes: Rows
+    order: np.ndarray
     competence: float
     flops: float
     simulations: int
+
+    def __len__(self) -> int:
+        return len(self.changes)
+
+    @cached_property
+    def rows(self) -> Rows:
+        """Pairs of (state, action), by state."""
+        return tuple(sorted((int(self.order[s]), int(a)) for s, a in self.changes))
+
+    def after(self, spent: RowPoint) -> RowPoint:
+        """The same set, found after another search had spent what it did."""
+        return replace(self, flops=self.flops + spent.flops, simulations=self.simulations + spent.simulations)
 
 
 def canonical_order(judge: Yardstick, probs: np.ndarray) -> np.ndarray:
@@ -213,8 +233,7 @@ class RowSearch:
         return free
 
     def _point(self, rows: dict[int, int], competence: float, state: _State) -> RowPoint:
-        named = tuple(sorted((int(self.order[s]), a) for s, a in rows.items()))
-        return RowPoint(named, competence, state.flops, state.simulations)
+        return RowPoint(tuple(rows.items()), self.order, competence, state.flops, state.simulations)
 
     def adding(self) -> list[RowPoint]:
         """One change at a time, the largest gain first, until nothing gains."""
@@ -263,8 +282,7 @@ class RowSearch:
 
     def exchange(self, start: RowPoint, rounds: int = 64) -> RowPoint:
         """Drop two changes, add one, as long as the required level holds: fewer cells for the same level."""
-        place = np.argsort(self.order)
-        rows = {int(place[s]): a for s, a in start.rows}
+        rows = dict(start.changes)
         best = start
         state = self._at(rows, start)
         for _ in range(rounds):
@@ -333,15 +351,11 @@ def search_rows(judge: Yardstick, probs: np.ndarray, *, required: float) -> list
     search = RowSearch(judge, probs, required)
     out = search.adding()
     if out:
-        spent = out[-1]
-        removed = search.removing()
-        out += [
-            RowPoint(p.rows, p.competence, p.flops + spent.flops, p.simulations + spent.simulations) for p in removed
-        ]
+        out += [p.after(out[-1]) for p in search.removing()]
     good = [p for p in out if p.competence >= required - 1e-9]
     if good:
-        best = min(good, key=lambda p: len(p.rows))
+        best = min(good, key=len)
         polished = search.exchange(best)
-        if len(polished.rows) < len(best.rows):
+        if len(polished) < len(best):
             out.append(polished)
     return out

@@ -79,8 +79,8 @@ def _thinned(points: Sequence[RowPoint], task: Task, limit: int) -> list[RowPoin
     """The best point of each number of cells; of those about `limit`, evenly in the logarithm of that number."""
     best: dict[int, RowPoint] = {}
     for p in points:
-        if p.rows and (len(p.rows) not in best or p.competence > best[len(p.rows)].competence):
-            best[len(p.rows)] = p
+        if len(p) and (len(p) not in best or p.competence > best[len(p)].competence):
+            best[len(p)] = p
     if not best:
         return []
     sizes = sorted(best)

@@ -257,12 +257,22 @@ class _Reader:
                 self.fail((*path, "name"), f"name must be a text, got {name!r}")
             if not isinstance(compiled, bool):
                 self.fail((*path, "compiled"), f"compiled must be true or false, got {compiled!r}")
+            only_in = self.world_names((*path, "worlds"), only, worlds)
+            choices: list[list[tuple[str, object]]] = []
             for key, value in given.items():
-                self.at((*path, key), check_spec, AgentSpec(id, ((key, value),)))
-            spec = AgentSpec(id, tuple(sorted(given.items())), compiled, name)
-            agent = StudyAgent(spec, self.world_names((*path, "worlds"), only, worlds))
-            self.check_new(path, agent, out)
-            out.append(agent)
+                values = value if isinstance(value, tuple) else (value,)
+                if not values:
+                    self.fail((*path, key), f"option {key!r} is an empty list; give at least one value")
+                for one in values:
+                    self.at((*path, key), check_spec, AgentSpec(id, ((key, one),)))
+                choices.append([(key, one) for one in values])
+            several = [choice[0][0] for choice in choices if len(choice) > 1]
+            for options in product(*choices):
+                inside = ", ".join(f"{k}={v}" for k, v in sorted(options) if k in several)
+                called = f"{name} ({inside})" if name and inside else name
+                agent = StudyAgent(AgentSpec(id, tuple(sorted(options)), compiled, called), only_in)
+                self.check_new(path, agent, out)
+                out.append(agent)
         return tuple(out)
 
     def world_names(self, path: KeyPath, given: object, worlds: set[str]) -> tuple[str, ...] | None:

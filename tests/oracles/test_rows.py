@@ -115,7 +115,7 @@ def test_search_is_exact_reaches_the_optimum_and_is_minimal_at_it(question, requ
     if judge.competence(probs) < 1 - 1e-9:
         assert max(p.competence for p in points) == pytest.approx(1, abs=1e-8)
     else:
-        assert not points or len(min(points, key=lambda p: len(p.rows)).rows) >= 1
+        assert not points or len(min(points, key=len)) >= 1
 
 
 @settings(deadline=None, max_examples=40)
@@ -137,7 +137,7 @@ def test_bounds_are_below_brute_force_and_the_search_is_near_it(question, requir
             break
     assert fewest_cells_for_success(judge, probs) == fewest_success
     assert fewest_cells_for_level(judge, probs, required) <= fewest_level
-    found = [len(p.rows) for p in search_rows(judge, probs, required=required) if p.competence >= required - 1e-9]
+    found = [len(p) for p in search_rows(judge, probs, required=required) if p.competence >= required - 1e-9]
     assert not fewest_level or fewest_level <= min(found) <= fewest_level + 2
 
 
@@ -148,10 +148,10 @@ def test_bounds_hold_for_mixed_policies_and_chance(question, required):
     assume(judge.starts.size + 1 == (judge.optimal > 0).sum())
     found = [p for p in search_rows(judge, probs, required=required) if p.competence >= required - 1e-9]
     if judge.competence(probs) < required - 1e-9:
-        assert fewest_cells_for_level(judge, probs, required) <= min(len(p.rows) for p in found)
+        assert fewest_cells_for_level(judge, probs, required) <= min(len(p) for p in found)
     full = [p for p in found if surely_reaches(judge.model, changed(probs, p.rows), judge.goal)[judge.starts].all()]
     if full:
-        assert fewest_cells_for_success(judge, probs) <= min(len(p.rows) for p in full)
+        assert fewest_cells_for_success(judge, probs) <= min(len(p) for p in full)
 
 
 @settings(deadline=None, max_examples=80)
@@ -196,7 +196,7 @@ def test_the_closed_form_at_the_optimum():
     best = judge_b.optimal[nxt]
     wrong = (best[np.arange(len(best)), probs.argmax(1)] < best.max(1) - 1e-12) & ~b.mask(len(best))
     points = search_rows(judge_b, probs, required=1.0)
-    full = min(len(p.rows) for p in points if p.competence > 1 - 1e-9)
+    full = min(len(p) for p in points if p.competence > 1 - 1e-9)
     assert full == wrong.sum()
 
 
