@@ -14,6 +14,7 @@ from retarget.rng import stream
 
 TOPIC = "stepping"
 SIZE, COPIES, PEER_COPIES, ROWS, PEER_ROWS, EPISODES = 13, 8192, 64, 32, 32, 8192 * 16
+CHAINS = 64
 
 
 @numba.njit
@@ -46,7 +47,7 @@ def lookups_and_outputs(
 
 @numba.njit
 def chains(successor: np.ndarray, state: np.ndarray, steps: int) -> None:
-    """The limit of a rollout: 16 chains side by side, one lookup a step, no ends, no counts. All of it stays in L1."""
+    """The limit of a rollout: 64 chains side by side, one lookup a step, no ends, no counts. All of it stays in L1."""
     s = state.copy()
     for _ in range(steps):
         for j in range(s.size):
@@ -56,16 +57,22 @@ def chains(successor: np.ndarray, state: np.ndarray, steps: int) -> None:
 
 @numba.njit
 def random_chains(successor: np.ndarray, width: int, state: np.ndarray, steps: int) -> None:
-    """As `chains`, with one SplitMix64 draw a step that picks among `width` successors."""
+    """As `chains`, with half a SplitMix64 draw a step that picks among `width` successors. `steps` is even."""
     s = state.copy()
-    for i in range(steps):
+    drawn = np.zeros(s.size, np.uint64)
+    low = np.uint64(0xFFFFFFFF)
+    for i in range(steps // 2):
         for j in range(s.size):
             x = (np.uint64(i) * np.uint64(s.size) + np.uint64(j)) * np.uint64(0x9E3779B97F4A7C15)
             x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
             x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            x ^= x >> np.uint64(31)
-            slot = (x >> np.uint64(32)) * np.uint64(width) >> np.uint64(32)
-            s[j] = successor[np.uint64(s[j]) * np.uint64(width) + slot]
+            drawn[j] = x ^ (x >> np.uint64(31))
+        for j in range(s.size):
+            slot = (drawn[j] >> np.uint64(32)) * np.uint64(width) >> np.uint64(32)
+            s[j] = successor[np.uint64(np.uint32(s[j])) * np.uint64(width) + slot]
+        for j in range(s.size):
+            slot = (drawn[j] & low) * np.uint64(width) >> np.uint64(32)
+            s[j] = successor[np.uint64(np.uint32(s[j])) * np.uint64(width) + slot]
     state[:] = s
 
 
@@ -161,15 +168,15 @@ def _rollouts(effort: Effort) -> list[Line]:
     _check_returns(world, best, even, done.returns, wandered.returns, starts)
     successor = model.next_state[np.arange(model.n_states), best, 0].astype(np.int32)
     every = model.next_state[:, :, 0].reshape(-1).astype(np.int32)
-    state = np.resize(free, 16).astype(np.int32)
-    turns = 100_000
+    state = np.resize(free, CHAINS).astype(np.int32)
+    turns = 20_000
     peer = _peer()
     names = {
         "fixed": f"rollout(), fixed policy, {EPISODES:,} episodes",
         "drawn": f"rollout(), uniform policy, {EPISODES // 16:,} episodes",
         "peer": f"SyncVectorEnv of FrozenLake x {PEER_COPIES}",
         "chains": "compiled loop, lookups only (in L1)",
-        "random": "compiled loop, one draw and one lookup a step",
+        "random": "compiled loop, half a draw and one lookup a step",
     }
     work: dict[str, Work] = {
         "fixed": fixed,
@@ -183,8 +190,8 @@ def _rollouts(effort: Effort) -> list[Line]:
         "fixed": done.env_steps,
         "drawn": few.env_steps,
         "peer": peer.steps,
-        "chains": 16 * turns,
-        "random": 16 * turns,
+        "chains": CHAINS * turns,
+        "random": CHAINS * turns,
     }
     race = Race({names[k]: w for k, w in work.items()}, effort)
     units = {names[k]: float(n) for k, n in steps.items()}

@@ -17,9 +17,10 @@ _S27, _S30, _S31, _S11, _S32 = (np.uint64(n) for n in (27, 30, 31, 11, 32))
 _UNIT = 2.0**-53
 _S16 = np.uint64(16)
 _MASK32 = np.uint64(0xFFFFFFFF)
-_FOLLOWERS = 16
-_LANES = 16
-_CHUNK = 8
+_MASK16 = np.uint64(0xFFFF)
+_LANES = 64
+_FOLLOW_CHUNK = 8
+_WANDER_CHUNK = 16
 
 
 @numba.njit(cache=True, inline="always")
@@ -200,49 +201,98 @@ def follow(successor, starts, end, horizon, hits):  # type: ignore[no-untyped-de
         starts: int32 `[N]`, none of them `end`.
         hits: int32 `[N]`, filled with the number of steps to `end`, or -1.
 
-    One chain alone waits for memory at every step, so 16 run side by side.
+    One chain alone waits for memory at every step, so 64 run side by side. The steps are counted in a loop of their
+    own, which the compiler turns into vector instructions; one with look-ups in it, it does not.
     """
-    s = np.full(_FOLLOWERS, end, np.int32)
-    taken = np.zeros(_FOLLOWERS, np.int32)
-    episode = np.full(_FOLLOWERS, -1, np.int64)
+    s = np.full(_LANES, end, np.int32)
+    taken = np.zeros(_LANES, np.int32)
+    episode = np.full(_LANES, -1, np.int64)
     cursor, alive = _refill(starts, end, horizon, hits, s, taken, episode, 0)
     while alive > 0:
-        for _ in range(_CHUNK):
-            for j in range(_FOLLOWERS):
+        for _ in range(_FOLLOW_CHUNK):
+            for j in range(_LANES):
                 taken[j] += s[j] != end
+            for j in range(_LANES):
                 s[j] = successor[np.uint32(s[j])]
         cursor, alive = _refill(starts, end, horizon, hits, s, taken, episode, cursor)
 
 
 @numba.njit(cache=True)
+def _pick(slots, width, s, half):  # type: ignore[no-untyped-def]
+    # `half` is 32 bits in a uint64: times the width, its upper half picks the slot, its lower half decides within it.
+    # Left to LLVM to inline: numba's own inlining makes it slower.
+    x = half * width
+    slot = slots[np.uint64(np.uint32(s)) * width + (x >> _S32)]
+    shift = np.uint64(0) if (x & _MASK32) < (slot >> _S32) else _S16
+    return np.int32((slot >> shift) & _MASK16)
+
+
+@numba.njit(cache=True)
 def wander(slots, n_slots, starts, end, horizon, seed, hits):  # type: ignore[no-untyped-def]
-    """As `follow`, for a Markov chain given as alias tables, one draw a step.
+    """As `follow`, for a Markov chain given as alias tables, half a draw a step.
 
     Args:
         slots: uint64 `[(S + 1) * n_slots]`: the chance to keep in units of 2^-32, then 16 bits for the successor
             that the slot keeps, and 16 for the one it gives way to.
         seed: uint64; episode i draws from stream i, whatever runs beside it.
 
-    A draw's upper half picks the slot and its lower half decides within it.
+    Step t of an episode, from 0, takes the upper half of draw t / 2 of its stream where t is even, else the lower.
     """
     s = np.full(_LANES, end, np.int32)
     taken = np.zeros(_LANES, np.int32)
     episode = np.full(_LANES, -1, np.int64)
-    keys = np.zeros(_LANES, np.uint64)
-    low = np.uint64(0xFFFF)
+    place = np.zeros(_LANES, np.uint64)  # in the stream: the key, plus GOLDEN for each draw
+    drawn = np.zeros((_WANDER_CHUNK // 2, _LANES), np.uint64)
     width = np.uint64(n_slots)
     cursor, alive = _refill(starts, end, horizon, hits, s, taken, episode, 0)
     while alive > 0:
         for j in range(_LANES):
-            keys[j] = stream_key(seed, np.uint64(episode[j]))
-        for _ in range(_CHUNK):
+            if taken[j] == 0:  # begun just now; the others are a whole number of chunks in
+                place[j] = stream_key(seed, np.uint64(episode[j]))
+        for i in range(drawn.shape[0]):
             for j in range(_LANES):
-                u = mix(keys[j] + np.uint64(taken[j]) * _GOLDEN)
+                drawn[i, j] = mix(place[j])
+                place[j] += _GOLDEN
+        for i in range(drawn.shape[0]):
+            for j in range(_LANES):
                 taken[j] += s[j] != end
-                slot = slots[np.uint64(s[j]) * width + ((u >> _S32) * width >> _S32)]
-                shift = np.uint64(0) if (u & _MASK32) < (slot >> _S32) else _S16
-                s[j] = np.int32((slot >> shift) & low)
+            for j in range(_LANES):
+                s[j] = _pick(slots, width, s[j], drawn[i, j] >> _S32)
+            for j in range(_LANES):
+                taken[j] += s[j] != end
+            for j in range(_LANES):
+                s[j] = _pick(slots, width, s[j], drawn[i, j] & _MASK32)
         cursor, alive = _refill(starts, end, horizon, hits, s, taken, episode, cursor)
+
+
+@numba.njit(cache=True)
+def settle(hits, horizon, powers, returns, hit, steps):  # type: ignore[no-untyped-def]
+    """What `hits` comes to, in one pass.
+
+    Args:
+        hits: int32 `[N]` as `follow` fills it.
+        powers: float64, gamma to the powers 0 to the greatest of `hits`.
+        returns: float64 `[N]`, filled with `powers[hits]`, or 0 for a miss.
+        hit: boolean `[N]`, filled.
+        steps: int32 `[N]`, filled with `hits`, or the horizon for a miss.
+    """
+    for i in range(hits.size):
+        h = hits[i]
+        yes = h >= 0
+        hit[i] = yes
+        steps[i] = h if yes else horizon
+        returns[i] = powers[h] if yes else 0.0
+
+
+@numba.njit(cache=True)
+def starts_exist(starts, in_goal):  # type: ignore[no-untyped-def]
+    """Whether each of int `[N]` is a state, of those in boolean `[S]`, and outside the goal."""
+    n_bad = 0
+    top = np.uint64(in_goal.size)
+    for i in range(starts.size):
+        s = np.uint64(starts[i])  # a negative one becomes a great one
+        n_bad += 1 if s >= top or in_goal[s] else 0
+    return n_bad == 0
 
 
 @numba.njit(cache=True)

@@ -51,13 +51,13 @@ def rollout(
         policy: int `[S]` actions, or float `[S, A]` probabilities.
         goal: anything `world.as_goal` takes; the goal in force by default.
         starts: int `[N]`, repeated as often as wanted; by default every start state outside the goal, once.
-        horizon: most steps of an episode, at least 1.
+        horizon: most steps of an episode, 1 to 2^30.
         gamma: discount, in (0, 1].
         seed: names the random streams; episode i draws the same numbers whatever runs beside it.
 
     Returns:
         a `Rollout`; its `returns` estimate the value without bias, up to what lies beyond the horizon. Probabilities
-        are exact to 2^-32, and exactly 0 and 1 where they are.
+        are exact to M 2^-31, where a state has at most M successors, and exactly 0 and 1 where they are.
 
     Raises:
         AgentError: when the policy has another shape, or rows that are no distribution.
@@ -74,8 +74,10 @@ def rollout(
 
     model = world.model
     target = world.goal if goal is None else world.as_goal(goal)
-    if not 1 <= horizon < 2**31 or not 0 < gamma <= 1:
-        raise WorldError(f"horizon must be at least 1 and gamma in (0, 1], got horizon={horizon!r} and gamma={gamma!r}")
+    # lanes run a little past the horizon, and count in 32 bits
+    if not 1 <= horizon <= 2**30 or not 0 < gamma <= 1:
+        got = f"got horizon={horizon!r} and gamma={gamma!r}"
+        raise WorldError(f"horizon must be at least 1, at most 2^30, and gamma in (0, 1], {got}")
     in_goal = target.mask(model.n_states)
     begin = _starts(world, starts, target, in_goal)
     hits = np.empty(len(begin), np.int32)
@@ -86,25 +88,28 @@ def rollout(
     else:
         slots = _chain_slots(model, np.asarray(policy), actions, in_goal)
         kernels.wander(*slots, begin, model.n_states, horizon, np.uint64(word(seed, "rollout")), hits)
-    hit = hits >= 0
-    steps = np.where(hit, hits, horizon).astype(np.int32)
     powers = np.power(float(gamma), np.arange(int(hits.max(initial=0)) + 1))
-    returns = np.where(hit, powers[hits], 0.0)  # a miss, -1, reads some power and drops it
-    return Rollout(begin, returns, hit, steps)
+    out = Rollout(begin, np.empty(len(begin)), np.empty(len(begin), np.bool_), np.empty(len(begin), np.int32))
+    kernels.settle(hits, horizon, powers, out.returns, out.hits, out.steps)
+    return out
 
 
 def _starts(world: FiniteWorld, starts: np.ndarray | None, goal: StateGoal, in_goal: np.ndarray) -> np.ndarray:
+    from retarget.envs import kernels
+
     if starts is None:
         return np.ascontiguousarray(world.start_states[~in_goal[world.start_states]], dtype=np.int32)
     begin = np.asarray(starts)
     if begin.ndim != 1 or begin.dtype.kind not in "iu":
         raise GoalError(f"starts must be an int array [N], got shape {begin.shape} of {begin.dtype}")
+    # of any other type than int32, a start may not fit in one; those beyond int64 turn negative here
+    wide = np.ascontiguousarray(begin, dtype=np.int32 if begin.dtype == np.int32 else np.int64)
+    if kernels.starts_exist(wide, in_goal):
+        return wide.astype(np.int32, copy=False)
     odd = begin[(begin < 0) | (begin >= len(in_goal))]
     if odd.size:
         raise GoalError(f"start {odd[0]} is outside the world, which has states 0 to {len(in_goal) - 1}")
-    if in_goal[begin].any():
-        raise GoalError(f"start {begin[in_goal[begin]][0]} lies in the goal {goal.label}; leave it out")
-    return np.ascontiguousarray(begin, dtype=np.int32)
+    raise GoalError(f"start {begin[in_goal[begin]][0]} lies in the goal {goal.label}; leave it out")
 
 
 def _as_actions(policy: np.ndarray, model: FiniteModel) -> np.ndarray | None:
