@@ -204,3 +204,18 @@ def frame(rows: list[dict[str, object]], columns: tuple[Column, ...] = RESULT_CO
             raise ProbeError(f"a row has the wrong columns: {', '.join(odd)} missing or unknown")
     data = {name: [row[name] for row in rows] for name in names}
     return pl.DataFrame(data, schema=schema(columns), strict=True)
+
+
+def columns_as_markdown() -> str:
+    """The text of `docs/columns.md`: every column of every table. A test holds the file to it."""
+    out = [
+        "# Columns",
+        "",
+        "Every table is in long format: one row a measured number. Null means that there is no value, and `reason`",
+        "says why; 0 and NaN never stand for a missing value. The tables of one study are the same bytes however the",
+        "run was scheduled, stopped or resumed; wall times, which never are, stand in `timings.parquet` alone.",
+    ]
+    for title, columns in (("results.parquet", RESULT_COLUMNS), ("frontiers.parquet", FRONTIER_COLUMNS)):
+        out += ["", f"## {title}", "", "| column | type | unit | meaning |", "|---|---|---|---|"]
+        out += [f"| `{c.name}` | {c.dtype} | {c.unit or '–'} | {c.meaning} |" for c in columns]
+    return "\n".join(out) + "\n"

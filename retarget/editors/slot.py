@@ -28,16 +28,15 @@ class SlotEditor:
         if not isinstance(agent, HasGoalSlot):
             return ()
         scorer = Scorer(task, self.name)
-        found = [self._try(scorer, agent, write) for write in agent.slot_writes(task.goal)]
+        found = self._try(scorer, [slot_edit(agent, w) for w in agent.slot_writes(task.goal)])
         if self.blind and not any(task.enough(c.competence) for c in found):
             tried = {c.edit for c in found}
             writes = agent.slot_candidates()[: min(self.blind_limit, task.budget)]
-            found += [self._try(scorer, agent, w) for w in writes if slot_edit(agent, w) not in tried]
+            found += self._try(scorer, [e for e in (slot_edit(agent, w) for w in writes) if e not in tried])
         return found
 
-    def _try(self, scorer: Scorer, agent: Agent, write: SlotWrite) -> Candidate:
-        edit = slot_edit(agent, write)
-        return scorer.candidate(edit, scorer.score(edit.apply(agent)))
+    def _try(self, scorer: Scorer, edits: Sequence[Edit]) -> list[Candidate]:
+        return [scorer.candidate(e, scorer.score(e.apply(scorer.task.agent))) for e in edits]
 
 
 def slot_edit(agent: Agent, write: SlotWrite) -> Edit:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from retarget.agent import Agent, HasTable, Trainable
-from retarget.edit import Edit, Patch, Sparse, difference
+from retarget.edit import Edit, Sparse, difference
 from retarget.editors.base import Candidate, Scorer, Task, shortest_form
 
 
@@ -26,7 +26,7 @@ class SparseEditor:
 
     name: ClassVar[str] = "sparse"
 
-    def __init__(self, *, first: int = 16, doublings: int = 10, trials: int = 768) -> None:
+    def __init__(self, *, first: int = 16, doublings: int = 10, trials: int = 512) -> None:
         self.first, self.doublings, self.trials = first, doublings, trials
 
     def search(self, task: Task) -> Sequence[Candidate]:
@@ -43,21 +43,22 @@ class SparseEditor:
         return ()
 
     def _shrunk(self, scorer: Scorer, whole: Edit) -> list[Candidate]:
-        agent, task = scorer.task.agent, scorer.task
-        cells = [(p.part, i) for p in whole.patches if isinstance(p, Sparse) for i in range(p.n_cells)]
-        kept, size = list(range(len(cells))), max(1, len(cells) // 2)
-        out = [self._candidate(scorer, _edit(agent, whole, cells, kept))]
+        task = scorer.task
+        shrinking = _Subset(task.agent, whole)
+        kept = np.arange(shrinking.n_cells)
+        size = max(1, kept.size // 2)
+        out = [self._candidate(scorer, shrinking.edit(kept))]
         limit = min(task.budget, self.trials) + scorer.spend.simulations
-        while kept and scorer.spend.simulations < limit:
-            at, before = 0, len(kept)
-            while at < len(kept) and scorer.spend.simulations < limit:
-                trial = kept[:at] + kept[at + size :]
-                if task.enough(scorer.score(_edit(agent, whole, cells, trial).apply(agent))):
+        while kept.size and scorer.spend.simulations < limit:
+            at, before = 0, kept.size
+            while at < kept.size and scorer.spend.simulations < limit:
+                trial = np.concatenate([kept[:at], kept[at + size :]])
+                if task.enough(scorer.score(shrinking.agent(trial))):
                     kept = trial
                 else:
                     at += size
-            if len(kept) < before:
-                out.append(self._candidate(scorer, _edit(agent, whole, cells, kept)))
+            if kept.size < before:
+                out.append(self._candidate(scorer, shrinking.edit(kept)))
             elif size == 1:
                 break
             size = max(1, size // 2)
@@ -68,15 +69,32 @@ class SparseEditor:
         return scorer.candidate(short, scorer.score(short.apply(scorer.task.agent)))
 
 
-def _edit(agent: Agent, whole: Edit, cells: Sequence[tuple[str, int]], keep: Sequence[int]) -> Edit:
-    """Only the kept cells of an edit."""
-    chosen: dict[str, list[int]] = {}
-    for j in keep:
-        part, i = cells[j]
-        chosen.setdefault(part, []).append(i)
-    patches: list[Patch] = []
-    for patch in whole.patches:
-        if isinstance(patch, Sparse) and patch.part in chosen:
-            pick = np.array(chosen[patch.part])
-            patches.append(Sparse(patch.part, patch.index[pick], patch.value[pick]))
-    return Edit(agent.digest, tuple(patches))
+class _Subset:
+    """Parts of a sparse edit, by the numbers of their cells among all that it writes."""
+
+    def __init__(self, agent: Agent, whole: Edit) -> None:
+        self.base = agent
+        self.patches = [p for p in whole.patches if isinstance(p, Sparse)]
+        self.ends = np.cumsum([p.n_cells for p in self.patches])
+        self.n_cells = int(self.ends[-1]) if self.patches else 0
+
+    def _picks(self, keep: np.ndarray) -> list[tuple[Sparse, np.ndarray]]:
+        out, begin = [], 0
+        for patch, end in zip(self.patches, self.ends, strict=True):
+            out.append((patch, keep[(keep >= begin) & (keep < end)] - begin))
+            begin = end
+        return [(patch, pick) for patch, pick in out if pick.size]
+
+    def edit(self, keep: np.ndarray) -> Edit:
+        """The edit that writes these cells only."""
+        patches = (Sparse(p.part, p.index[pick], p.value[pick]) for p, pick in self._picks(keep))
+        return Edit.of(self.base, *patches)
+
+    def agent(self, keep: np.ndarray) -> Agent:
+        """The agent with that edit, without the checks: they were passed by the whole."""
+        arrays = {}
+        for patch, pick in self._picks(keep):
+            array = self.base.parts[patch.part].array.copy()
+            array.reshape(-1)[patch.index[pick]] = patch.value[pick]
+            arrays[patch.part] = array
+        return self.base.with_arrays(arrays)
