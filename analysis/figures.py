@@ -104,7 +104,7 @@ def svg_of(chart: Any, name: str) -> str:
     import vl_convert
 
     version = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
-    svg = str(vl_convert.vegalite_to_svg(_drawable(_themed(chart).to_dict()), vl_version=version))
+    svg = str(vl_convert.vegalite_to_svg(_drawable(_themed(chart).to_dict(validate=False)), vl_version=version))
     # The drawing library numbers its clip paths on and on; fresh numbers keep pages equal and ids unique on a page.
     ids: dict[str, str] = {}
     for found in re.findall(r'<(?:clipPath|linearGradient|radialGradient) id="([^"]+)"', svg):
@@ -395,9 +395,13 @@ def representative_pair(results: pl.DataFrame, frontiers: pl.DataFrame, world: s
 
 
 def frontier_figures(results: pl.DataFrame, frontiers: pl.DataFrame) -> list[Figure]:
-    """Competence on B against edit bits, one figure a world; the largest world is shown first, the others folded."""
+    """Competence on B against edit bits, in the largest world of each family; the first is shown, the others folded."""
     found: list[Figure] = []
-    for _, world, n_states in sorted(worlds(frontiers), key=lambda w: (-(w[2] or 0), w[0], w[1])):
+    families: set[str] = set()
+    for family, world, n_states in sorted(worlds(frontiers), key=lambda w: (-(w[2] or 0), w[0], w[1])):
+        if family in families:
+            continue
+        families.add(family)
         pair = representative_pair(results, frontiers, world)
         if pair is not None:
             figure = _frontier(

@@ -144,11 +144,21 @@ def _zigzag(e: int) -> int:
     return 2 * e if e >= 0 else -2 * e - 1
 
 
-def _dyadic_bits(x: float) -> int:
-    if x == 0:
-        return 1
-    m, e = _dyadic(x)
-    return 2 + _gamma_bits((m + 1) // 2) + _gamma_bits(_zigzag(e) + 1)
+def _bit_length(n: np.ndarray) -> np.ndarray:
+    """Bit lengths of positive integers below 2**53, elementwise."""
+    return np.frexp(n.astype(np.float64))[1].astype(np.int64)
+
+
+def _dyadic_bits(values: np.ndarray) -> int:
+    """Bits of all numbers of an array in the dyadic code: what `_write_dyadic` would write."""
+    rest = values[values != 0]
+    fraction, exponent = np.frexp(np.abs(rest))
+    mantissa = np.ldexp(fraction, 53).astype(np.int64)
+    twos = _bit_length(mantissa & -mantissa) - 1
+    e = exponent - 53 + twos
+    folded = np.where(e >= 0, 2 * e, -2 * e - 1) + 1
+    gammas = 2 * _bit_length(((mantissa >> twos) + 1) // 2) - 1 + 2 * _bit_length(folded) - 1
+    return int(values.size - rest.size + 2 * rest.size + gammas.sum())
 
 
 def _write_dyadic(out: _Writer, x: float) -> None:
@@ -192,7 +202,7 @@ def _fits(values: np.ndarray, name: str) -> bool:
 
 def _real_bits(values: np.ndarray, name: str) -> int:
     if name == "dyadic":
-        return sum(_dyadic_bits(float(x)) for x in values)
+        return _dyadic_bits(values)
     return _RAW[name][0] * values.size
 
 
@@ -408,7 +418,7 @@ class EnumerativeCode:
             _write_reals(out, _factors(patch))
 
     def _rest_cost(self, rest: float, alphabet: Alphabet) -> tuple[int, int]:
-        return (0, alphabet.size) if isinstance(alphabet, Categorical) else (_dyadic_bits(rest), 1)
+        return (0, alphabet.size) if isinstance(alphabet, Categorical) else (_dyadic_bits(np.array([rest])), 1)
 
     def _values_cost(self, value: np.ndarray, alphabet: Alphabet) -> tuple[int, int]:
         """Header bits and payload radix of a list of values, in the shorter sub-code."""

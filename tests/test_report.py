@@ -383,7 +383,7 @@ def test_page_is_self_contained_and_sound(run_dir: Path) -> None:
     assert len(ids) == len(set(ids))
     for reference in re.findall(r"url\(#([^)]+)\)", source):
         assert reference in ids
-    for name in ("plane", "plane-by-world", "growth", "depth", "pair", "frontier-0", "frontier-1"):
+    for name in ("plane", "plane-by-world", "growth", "depth", "pair", "frontier-0"):
         assert f"{name}-title" in ids
     assert not re.search(r"\b(NaN|undefined|Infinity|None)\b", " ".join(page.words))
 

@@ -26,7 +26,7 @@ class TableEditor:
 
     name: ClassVar[str] = "table"
 
-    def __init__(self, *, slot_bases: int = 3, n_points: int = 24) -> None:
+    def __init__(self, *, slot_bases: int = 2, n_points: int = 24) -> None:
         self.slot_bases, self.n_points = slot_bases, n_points
 
     def search(self, task: Task) -> Sequence[Candidate]:
