@@ -103,13 +103,23 @@ def with_interval(value: object, low: object, high: object) -> str:
 def metric_table(means: pl.DataFrame, title: str) -> Table:
     """One line a metric, from `retarget.analysis.summary.metric_means`."""
     table = Table(title=_plain(title))
-    for heading in ("metric", "mean [95% interval]", "unit", "ok", "not applicable", "failed"):
-        table.add_column(heading, justify="left" if heading in ("metric", "unit") else "right", overflow="fold")
+    table.add_column("metric", no_wrap=True)
+    for heading in ("mean [95% interval]", "unit", "ok", "n.a.", "failed"):
+        table.add_column(heading, justify="left" if heading == "unit" else "right", overflow="fold")
     for row in means.iter_rows(named=True):
         value = with_interval(row["mean"], row["ci_low"], row["ci_high"])
         counts = (row["ok"], row["not_applicable"], row["failed"])
         table.add_row(_plain(row["metric"]), value, _plain(row["unit"]), *map(number, counts))
     return table
+
+
+def reasons(results: pl.DataFrame, *, most: int = 5) -> list[str]:
+    """Why there is no retargetability where there is none: one line a reason, the commonest first."""
+    missing = results.filter((results["metric"] == "retargetability") & (results["status"] != "ok"))
+    counts = missing.group_by("status", "reason").len().rows()
+    ordered = sorted(counts, key=lambda row: (-row[2], row[0], row[1]))
+    lines = [f"{n} {status.replace('_', ' ')}: {reason}" for status, reason, n in ordered]
+    return lines[:most] + ([f"… and {len(lines) - most} more reasons"] if len(lines) > most else [])
 
 
 def _plain(text: object) -> str:
