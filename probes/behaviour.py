@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from retarget.errors import GoalError
+from retarget.errors import AgentError, GoalError
 from retarget.exact import Yardstick, best_actions, policy_table
 from retarget.probe import UNIVERSAL_LAWS, Law, Metric, Outcome, Probe, Progress, Subject
 from retarget.row import Measurement
@@ -31,10 +31,10 @@ class Behaviour(Probe):
             return self.all_not_applicable("no goal B was given")
         try:
             judge = Yardstick.of(subject.world, subject.goal_b, gamma=subject.gamma)
-        except GoalError as error:
+            probs = policy_table(subject.agent, subject.world.model)
+        except (AgentError, GoalError) as error:
             return self.all_not_applicable(str(error))
         model = subject.world.model
-        probs = policy_table(subject.agent, model)
         best = best_actions(model, subject.goal_b, gamma=subject.gamma)
         logs = np.log2(np.where(probs > 0, probs, 1.0))
         entropy = -(probs * logs).sum(1)[judge.starts]

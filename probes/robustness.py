@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from retarget.errors import GoalError
+from retarget.errors import AgentError, GoalError
 from retarget.exact import Yardstick, policy_table
 from retarget.probe import UNIVERSAL_LAWS, Law, Metric, Outcome, Probe, Progress, Subject
 from retarget.row import Measurement
@@ -41,9 +41,9 @@ class Robustness(Probe):
     def measure(self, subject: Subject, *, progress: Progress | None = None) -> Outcome:
         try:
             judge = Yardstick.of(subject.world, subject.goal_a, gamma=subject.gamma)
-        except GoalError as error:
+            probs = policy_table(subject.agent, subject.world.model)
+        except (AgentError, GoalError) as error:
             return self.all_not_applicable(str(error))
-        probs = policy_table(subject.agent, subject.world.model)
         ratios = judge.ratios(probs)
         seen = subject.agent.seen_starts
         ok = Measurement.ok

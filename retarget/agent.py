@@ -19,6 +19,15 @@ Role = Literal["table", "weight", "model", "goal_slot", "activation"]
 ROLES: tuple[Role, ...] = ("table", "weight", "model", "goal_slot", "activation")
 
 
+def own(array: np.ndarray) -> np.ndarray:
+    """A read-only array that nobody else can write to: a copy, unless it is one already."""
+    array = np.asarray(array)
+    if array.flags.writeable or not array.flags.owndata:
+        array = array.copy()
+        array.setflags(write=False)
+    return array
+
+
 @dataclass(frozen=True)
 class Categorical:
     """Cells that are written with one of `size` symbols, 0 to size-1.
@@ -163,8 +172,9 @@ class Agent(ABC):
 
     @cached_property
     def digest(self) -> str:
-        """Content digest over kind, config, fixed arrays and parts."""
+        """Content digest over kind, config, fixed arrays, starts of training and parts."""
         arrays = [(f"fixed:{k}", v) for k, v in self.fixed_arrays.items()]
+        arrays += [] if self.seen_starts is None else [("seen_starts", self.seen_starts)]
         arrays += [(f"part:{p.role}:{p.name}", p.array) for p in self.parts.values()]
         return digest_of(self.kind, self.config, arrays)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from retarget.agent import Agent
-from retarget.errors import AgentError, GoalError, WorldError
+from retarget.errors import AgentError, GoalError, ProbeError, WorldError
 from retarget.exact import policy_table
 from retarget.goal import StateGoal
 from retarget.study.single import DEFAULT_PROBES, draw_other_goals, measure_agent
@@ -63,8 +65,16 @@ def measure(
         raise AgentError(f"expected an agent, got {type(agent).__name__}; see retarget.agents")
     policy_table(agent, world.model)
     own = world.goal if goal is None else world.as_goal(goal)
-    others = draw_other_goals(world, own, n=goals, seed=seed) if isinstance(goals, int) else _named(world, goals)
-    specs = DEFAULT_PROBES if probes is None else tuple(ProbeSpec(p) for p in probes)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ProbeError(f"seed must be an integer, got {seed!r}; pass e.g. seed=0")
+    if isinstance(goals, (int, np.integer)) and not isinstance(goals, bool):
+        others = draw_other_goals(world, own, n=int(goals), seed=seed)
+    else:
+        others = _named(world, goals)
+    wanted = [probes] if isinstance(probes, str) else probes
+    specs = DEFAULT_PROBES if wanted is None else tuple(ProbeSpec(p) for p in wanted)
+    if not specs:
+        raise ProbeError("probes is empty; name at least one, or leave it out for robustness and retargetability")
     rows, _ = measure_agent(
         agent, world, goal=own, others=others, label=name or agent.kind, agent_id=agent.kind, probes=specs,
         gamma=gamma, level=level, seed=seed,
@@ -72,8 +82,10 @@ def measure(
     return frame(rows)
 
 
-def _named(world: FiniteWorld, goals: Iterable[object]) -> tuple[StateGoal, ...]:
-    named = tuple(world.as_goal(g) for g in goals)
+def _named(world: FiniteWorld, goals: object) -> tuple[StateGoal, ...]:
+    if not isinstance(goals, Iterable) or isinstance(goals, str):
+        raise GoalError(f"goals must be a number or a list of goals, got {goals!r}; e.g. goals=[(1, 1)]")
+    named = tuple(dict.fromkeys(world.as_goal(g) for g in goals))
     if not named:
         raise GoalError("goals is empty; name at least one goal, or pass a number to draw them")
     return named

@@ -348,7 +348,7 @@ class EnumerativeCode:
         >>> edit = Edit.of(agent, Sparse("policy", [17], [3]))
         >>> word = ENUMERATIVE.encode(edit, agent.layout)
         >>> word.n_bits, len(word.data)
-        (13, 2)
+        (14, 2)
         >>> ENUMERATIVE.decode(word.data, agent.layout, agent_digest=agent.digest) == edit
         True
         """

@@ -18,6 +18,13 @@ def _frozen(array: object, dtype: np.dtype | type) -> np.ndarray:
     return out
 
 
+def _cells(part: str, index: object) -> np.ndarray:
+    array = np.asarray(index)
+    if array.size and array.dtype.kind not in "iu":
+        raise EditError(f"cells of a patch of part {part!r} are numbered by integers, got {array.dtype}")
+    return _frozen(array, np.int64)
+
+
 def _key(value: object) -> object:
     return (value.dtype.str, value.shape, value.tobytes()) if isinstance(value, np.ndarray) else value
 
@@ -61,7 +68,7 @@ class Sparse(Patch):
     kind: ClassVar[str] = "sparse"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "index", _frozen(self.index, np.int64))
+        object.__setattr__(self, "index", _cells(self.part, self.index))
         value = np.asarray(self.value)
         object.__setattr__(self, "value", _frozen(value, np.int64 if value.dtype.kind in "iub" else np.float64))
 
@@ -135,7 +142,8 @@ class LowRank(Patch):
         _check_values(self, layout.alphabet, np.concatenate([self.left.reshape(-1), self.right.reshape(-1)]))
 
     def write(self, array: np.ndarray) -> np.ndarray:
-        return np.asarray(array + self.left @ self.right.T)
+        with np.errstate(over="ignore", invalid="ignore"):  # the part itself refuses what is not finite
+            return np.asarray(array + self.left @ self.right.T)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +157,7 @@ class Slot(Patch):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rest", float(self.rest))
-        object.__setattr__(self, "index", _frozen(self.index, np.int64))
+        object.__setattr__(self, "index", _cells(self.part, self.index))
         value = np.asarray(self.value)
         kind = np.int64 if value.dtype.kind in "iub" and value.size else np.float64
         object.__setattr__(self, "value", _frozen(value, kind))
@@ -166,13 +174,15 @@ class Slot(Patch):
         return int(self.index.size)
 
     def check(self, layout: PartLayout) -> None:
-        rest = np.array([self.rest]) if not isinstance(layout.alphabet, Categorical) else np.array([int(self.rest)])
-        if isinstance(layout.alphabet, Categorical) and self.rest != int(self.rest):
-            raise EditError(f"the rest value {self.rest!r} of part {self.part!r} is no symbol of {layout.alphabet}")
-        _check_values(self, layout.alphabet, rest)
+        if isinstance(layout.alphabet, Categorical):
+            if not self.rest.is_integer():
+                raise EditError(f"the rest value {self.rest!r} of part {self.part!r} is no symbol of {layout.alphabet}")
+            _check_values(self, layout.alphabet, np.array([int(self.rest)]))
+        else:
+            _check_values(self, layout.alphabet, np.array([self.rest]))
         if self.rest == 0 and np.signbit(self.rest):
             raise EditError(f"the rest value of part {self.part!r} is -0.0; use 0.0")
-        if self.index.size:
+        if self.index.size or self.value.size:
             _check_cells(self, layout, self.index, self.value)
 
     def write(self, array: np.ndarray) -> np.ndarray:
@@ -184,7 +194,7 @@ class Slot(Patch):
 def _check_cells(patch: Patch, layout: PartLayout, index: np.ndarray, value: np.ndarray) -> None:
     if index.ndim != 1 or index.shape != value.shape:
         raise EditError(f"a patch of part {patch.part!r} needs one value a cell, got {index.shape} and {value.shape}")
-    if (np.diff(index) <= 0).any():
+    if index.size and (np.diff(index) <= 0).any():
         raise EditError(f"cells of a patch of part {patch.part!r} must be strictly increasing")
     if index[0] < 0 or index[-1] >= layout.n_cells:
         bad = int(index[0] if index[0] < 0 else index[-1])

@@ -158,14 +158,22 @@ def optimal_values(model: FiniteModel, goal: StateGoal, *, gamma: float) -> np.n
         return discount(distances_to(model.next_state[:, :, 0], mask), gamma)
     # policy iteration (Howard 1960), begun from the policy of the shortest possible paths
     possible = np.where(model.prob > 0, model.next_state, np.arange(model.n_states, dtype=np.int32)[:, None, None])
-    guess = discount(distances_to(possible.reshape(model.n_states, -1), mask), gamma)
+    far = distances_to(possible.reshape(model.n_states, -1), mask)
+    guess = discount(far, gamma)
     value = np.zeros(model.n_states)
-    for _ in range(1000):
+    before = np.full(model.n_states, -1)
+    for round_ in range(1000):
         q = action_values(model, guess, gamma=gamma)
+        actions = _first_best(q)
+        if np.array_equal(actions, before):
+            return value
+        before = actions
         probs = np.zeros_like(q)
-        probs[np.arange(len(q)), _first_best(q)] = 1.0
-        solved = np.maximum(reach_values(model, probs, goal, gamma=gamma), value)
-        if np.abs(solved - value).max() <= 1e-14:
+        probs[np.arange(len(q)), actions] = 1.0
+        # out of reach is a fact of the graph: a solve would leave a hair of rounding there
+        solved = np.where(far >= 0, np.maximum(reach_values(model, probs, goal, gamma=gamma), value), 0.0)
+        # equally good policies may take turns for ever
+        if round_ > 50 and np.abs(solved - value).max() <= 1e-14:
             return np.asarray(solved)
         guess = value = solved
     raise GoalError(

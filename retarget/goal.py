@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -38,7 +39,12 @@ class StateGoal:
     @classmethod
     def of(cls, states: Iterable[int], label: str | None = None) -> StateGoal:
         """Build a goal from any iterable of state indices."""
-        unique = tuple(sorted({int(s) for s in states}))
+        try:
+            unique = tuple(sorted({operator.index(s) for s in states}))
+        except TypeError as error:
+            raise GoalError(
+                f"goal states must be a list of integers, got {states!r}; e.g. StateGoal.of([3])"
+            ) from error
         return cls(unique, label if label is not None else "+".join(map(str, unique)))
 
     def mask(self, n_states: int) -> np.ndarray:

@@ -51,6 +51,11 @@ class Subject:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("gamma", "level"):
+            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), (int, float)):
+                raise ProbeError(f"{name} must be a number, got {getattr(self, name)!r}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise ProbeError(f"seed must be an integer, got {self.seed!r}; pass e.g. seed=0")
         if not 0 < self.gamma < 1:
             raise ProbeError(f"gamma must lie strictly between 0 and 1, got {self.gamma!r}")
         if not 0 < self.level <= 1:

@@ -218,12 +218,23 @@ def _check_declaration(probe: Probe) -> None:
 
 def _check_subject(probe: Probe, subject: Subject, random: object) -> None:
     digest = subject.agent.digest
-    first = probe.measure(subject)
+    try:
+        first = probe.measure(subject)
+    except ValueError as error:
+        if "read-only" in str(error):
+            raise ProbeError(f"probe {probe.name!r} broke the law 'pure': it writes to the agent ({error})") from error
+        raise
     _check_outcome(probe, first)
     fresh = type(subject.agent).digest.func(subject.agent)  # type: ignore[attr-defined]
     if fresh != digest:
         raise ProbeError(f"probe {probe.name!r} broke the law 'pure': the agent was {digest}, and is now {fresh}")
-    _same(probe, "deterministic", first, probe.measure(subject))
+    second = probe.measure(subject)
+    _same(probe, "deterministic", first, second)
+    if first != second:
+        odd = [a.metric for a, b in zip(first.measurements, second.measurements, strict=True) if a != b] or ["frontier"]
+        raise ProbeError(
+            f"probe {probe.name!r} broke the law 'deterministic': interval, spend or reason of {odd[0]} changed"
+        )
     if "behaviour_only" in probe.laws:
         table = compile_policy(subject.agent, subject.world)
         _same(probe, "behaviour_only", first, probe.measure(subject.with_(agent=table)))

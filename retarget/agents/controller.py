@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from retarget.agent import Agent, Carry, Categorical, Part, Real, SlotWrite
+from retarget.agent import Agent, Carry, Categorical, Part, Real, SlotWrite, own
 from retarget.agents.tabular import default_palette
 from retarget.errors import AgentError
 from retarget.goal import StateGoal
@@ -51,7 +51,7 @@ class Controller(Agent):
                 f"got {setpoint.shape}, {gain.shape} and {position.shape}"
             )
         for name, value in (("gain", gain), ("position", position), ("setpoint", setpoint)):
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, own(value))
 
     @cached_property
     def parts(self) -> Mapping[str, Part]:

@@ -8,8 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
-from retarget.agent import Agent, Carry, Categorical, Part, Real, SlotWrite
-from retarget.agents.tabular import default_palette
+from retarget.agent import Agent, Carry, Categorical, Part, Real, SlotWrite, own
+from retarget.agents.tabular import default_palette, starts_beside
 from retarget.errors import AgentError
 from retarget.goal import StateGoal
 from retarget.spend import Spend
@@ -61,7 +61,7 @@ class Planner(Agent):
         if not 0 < self.gamma < 1:
             raise AgentError(f"gamma must lie strictly between 0 and 1, got {self.gamma}")
         for name, value in (("reward", reward), ("next_state", nxt), ("prob", prob)):
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, own(value))
 
     @property
     def kind(self) -> str:  # type: ignore[override]
@@ -97,7 +97,9 @@ class Planner(Agent):
         """Action probabilities `[S, A]`, and the number of backups that they took."""
         from retarget.kernels import reach_backups
 
-        limit, tolerance = (self.depth, -1.0) if self.depth is not None else (100_000, 1e-14)
+        # from V = 0, backups of rewards that are not negative only rise, also in floating point: they come to rest
+        settled = 0.0 if (self.reward >= 0).all() else 1e-14
+        limit, tolerance = (self.depth, -1.0) if self.depth is not None else (100_000, settled)
         q, _, sweeps = reach_backups(self.next_state, self.prob, self.reward, self.gamma, limit, tolerance)
         best = q.max(1, keepdims=True)
         symbol = np.where(best[:, 0] > 0, (q >= best - 1e-12 * np.abs(best)).argmax(1), q.shape[1])
@@ -160,6 +162,10 @@ class LearnedPlanner(Planner):
 
     counts: np.ndarray | None = None
 
+    @property
+    def fixed_arrays(self) -> Mapping[str, np.ndarray]:
+        return {} if self.counts is None else {"counts": self.counts}
+
     def retrained(self, world: object, goal: StateGoal, *, budget: int, seed: int) -> tuple[Agent, Spend]:
         """The planner after `budget` episodes of uniformly random action more, with the new goal in its slot."""
         from retarget.kernels import gather
@@ -168,7 +174,7 @@ class LearnedPlanner(Planner):
         if not isinstance(world, FiniteWorld) or self.counts is None:
             raise AgentError("retraining a learned planner needs a finite world and the planner's own data counts")
         model = world.model
-        starts = np.setdiff1d(world.start_states, np.array(goal.states)).astype(np.int64)
+        starts = starts_beside(world, goal)
         uniform = np.full((model.n_states, model.n_actions), 1.0 / model.n_actions)
         fresh = gather(
             uniform, model.next_state, np.cumsum(model.prob, axis=2), goal.mask(model.n_states), starts, budget,
@@ -231,7 +237,9 @@ def learned_planner(
     from retarget.rng import word
 
     model = world.model
-    starts = np.setdiff1d(world.start_states, np.array(goal.states)).astype(np.int64)
+    if episodes < 0 or not 0 <= epsilon <= 1:
+        raise AgentError(f"data need episodes >= 0 and epsilon in [0, 1], got {episodes!r} and {epsilon!r}")
+    starts = starts_beside(world, goal)
     behaviour = policy_table(exact_planner(world, goal, gamma=gamma), model)
     # data everywhere do not stop at the goal: nothing there is special to them
     mask = np.zeros(model.n_states, np.bool_) if everywhere else goal.mask(model.n_states)

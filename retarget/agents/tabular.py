@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from retarget.agent import Agent, Carry, Categorical, Part, Real, SlotWrite, TableView
+from retarget.agent import Agent, Carry, Categorical, Part, Real, SlotWrite, TableView, own
 from retarget.errors import AgentError, GoalError
 from retarget.goal import StateGoal
 from retarget.spend import Spend
@@ -56,7 +56,8 @@ class TablePolicy(Agent):
         if symbols.min() < 0 or symbols.max() >= len(palette):
             bad = int(np.flatnonzero((symbols < 0) | (symbols >= len(palette)))[0])
             raise AgentError(f"state {bad} holds {int(symbols[bad])}; actions are 0 to {n_actions - 1}")
-        object.__setattr__(self, "palette", palette)
+        object.__setattr__(self, "palette", own(palette))
+        object.__setattr__(self, "symbols", own(symbols))
         object.__setattr__(self, "starts", _seen(self.starts))
 
     @classmethod
@@ -167,7 +168,7 @@ class QTable(Agent):
         if not np.isfinite(q).all():
             s, a = (int(i) for i in np.argwhere(~np.isfinite(q))[0])
             raise AgentError(f"the value of state {s}, action {a} is {q[s, a]}; replace values that are not finite")
-        object.__setattr__(self, "q", q)
+        object.__setattr__(self, "q", own(q))
         object.__setattr__(self, "starts", _seen(self.starts))
         if self.visited.size == 0:
             object.__setattr__(self, "visited", np.ones(len(q), np.bool_))
@@ -226,8 +227,11 @@ class QTable(Agent):
 
 def _short_value_above(x: np.ndarray) -> np.ndarray:
     """The number with the shortest code that exceeds x: 0, else 1, else the next power of two."""
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(over="ignore"):
         power = 2.0 ** (np.floor(np.log2(np.where(x >= 1, x, 1.0))) + 1)
+        power = np.where(np.isfinite(power), power, np.nextafter(x, np.inf))
+    if not np.isfinite(power).all():
+        raise AgentError(f"action value {x.max()!r} leaves no room for a larger one; scale the table down")
     return np.where(x < 0, 0.0, np.where(x < 1, 1.0, power))
 
 
@@ -256,7 +260,7 @@ class GoalTable(Agent):
             raise AgentError(f"a goal table needs symbols [G, S] with G = {len(self.goals)} goals, got {symbols.shape}")
         if symbols.min() < 0 or symbols.max() > self.n_actions or not 0 <= self.active < len(self.goals):
             raise AgentError(f"symbols must be 0 to {self.n_actions} and the slot 0 to {len(self.goals) - 1}")
-        object.__setattr__(self, "symbols", symbols)
+        object.__setattr__(self, "symbols", own(symbols))
         object.__setattr__(self, "starts", _seen(self.starts))
 
     @property
@@ -313,6 +317,14 @@ class GoalTable(Agent):
         return replace(self, symbols=symbols), spend
 
 
+def starts_beside(world: FiniteWorld, goal: StateGoal) -> np.ndarray:
+    """Int `[N]`: the starts of a world that are not on the goal. Raises GoalError where there are none."""
+    starts = np.setdiff1d(world.start_states, np.array(goal.states)).astype(np.int64)
+    if starts.size == 0:
+        raise GoalError(f"goal {goal.label} covers every start of {world.spec_data.label}; choose a smaller goal")
+    return starts
+
+
 def train_q_table(
     world: FiniteWorld,
     goal: StateGoal,
@@ -348,9 +360,9 @@ def train_q_table(
     model, mask = world.model, goal.mask(world.model.n_states)
     if episodes < 0:
         raise AgentError(f"episodes must be 0 (to the limit) or more, got {episodes}")
-    starts = np.setdiff1d(world.start_states, np.array(goal.states))
-    if starts.size == 0:
-        raise GoalError(f"goal {goal.label} covers every start of {world.spec_data.label}; choose a smaller goal")
+    if not 0 < gamma < 1 or not 0 <= epsilon <= 1:
+        raise AgentError(f"training needs gamma in (0, 1) and epsilon in [0, 1], got {gamma!r} and {epsilon!r}")
+    starts = starts_beside(world, goal)
     if not exploring:
         starts = starts[[int(stream(seed, "one_start", world.spec_data.label).integers(starts.size))]]
     q, visits = np.zeros((model.n_states, model.n_actions)), np.zeros((model.n_states, model.n_actions), np.int64)
@@ -363,19 +375,20 @@ def train_q_table(
         )  # fmt: skip
         steps += int(taken)
         todo = 0 if episodes or steps >= max_env_steps else min(4096, 2 * todo)
-        if not episodes and _settled(world, goal, q, mask, gamma):
+        if not episodes and _settled(world, goal, q, visits > 0, gamma):
             break
     trained = QTable(q, starts, visits.sum(1) > 0)
     return trained, Spend(env_steps=steps, flops=float(steps) * 2 * (model.n_actions + 2))
 
 
-def _settled(world: FiniteWorld, goal: StateGoal, q: np.ndarray, mask: np.ndarray, gamma: float) -> bool:
+def _settled(world: FiniteWorld, goal: StateGoal, q: np.ndarray, visited: np.ndarray, gamma: float) -> bool:
     from retarget.exact import Yardstick, policy_table
 
     model = world.model
     if model.is_deterministic:
-        worth = np.where(mask, 1.0, gamma * q.max(1))
-        residual = np.abs(worth[model.next_state[:, :, 0]] - q)[~mask]
+        worth = np.where(goal.mask(model.n_states), 1.0, gamma * q.max(1))
+        # what training never tries (states that no start leads to) never changes
+        residual = np.abs(worth[model.next_state[:, :, 0]] - q)[visited]
         if residual.max(initial=0.0) > 0:
             return False
     yardstick = Yardstick.of(world, goal, gamma=gamma)

@@ -49,6 +49,14 @@ class Padded(Agent):
     def seen_starts(self) -> np.ndarray | None:
         return self.inner.seen_starts
 
+    @property
+    def simulations_per_action(self) -> int:
+        return self.inner.simulations_per_action
+
+    @property
+    def flops_per_action(self) -> float:
+        return self.inner.flops_per_action
+
     @cached_property
     def parts(self) -> Mapping[str, Part]:
         out = dict(self.inner.parts)

@@ -98,10 +98,13 @@ def shortest_form(agent: Agent, edit: Edit) -> Edit:
 
     Low-rank patches stay as they are: written out, they would not give the same rounding.
     """
-    best = edit
-    for patch in edit.patches:
-        options = [best, *(_swap(best, patch, p) for p in _rewrites(agent, patch))]
-        best = min(options, key=lambda e: ENUMERATIVE.length(e, agent.layout))
+    kept = tuple(p for p in edit.patches if _rewrites(agent, p) != [None])
+    best, before = replace(edit, patches=kept), -1
+    # the patches share one rounding, so that the shortest form of one can depend on that of another
+    while before != (before := ENUMERATIVE.length(best, agent.layout)):
+        for patch in best.patches:
+            options = [best, *(_swap(best, patch, p) for p in _rewrites(agent, patch))]
+            best = min(options, key=lambda e: ENUMERATIVE.length(e, agent.layout))
     return best
 
 
