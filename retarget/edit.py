@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -30,7 +31,7 @@ def _key(value: object) -> object:
 
 
 @dataclass(frozen=True, eq=False)
-class Patch:
+class Patch(ABC):
     """One change to one part. Equality is by content (and tells -0.0 from 0.0, as the code does)."""
 
     part: str
@@ -46,17 +47,17 @@ class Patch:
         return hash(self._content())
 
     @property
+    @abstractmethod
     def n_cells(self) -> int:
         """How many cells the patch names (for dense patches: all of them)."""
-        raise NotImplementedError  # pragma: no cover - every kind of patch below gives its own
 
+    @abstractmethod
     def check(self, layout: PartLayout) -> None:
         """Raise EditError unless the patch fits the part."""
-        raise NotImplementedError  # pragma: no cover - as above
 
+    @abstractmethod
     def write(self, array: np.ndarray) -> np.ndarray:
         """A patched copy of the part's array."""
-        raise NotImplementedError  # pragma: no cover - as above
 
 
 @dataclass(frozen=True, eq=False)

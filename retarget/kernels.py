@@ -28,31 +28,6 @@ def unit(x: np.uint64) -> float:
 
 
 @numba.njit(cache=True)
-def functional_steps(successor: np.ndarray, goal: np.ndarray) -> np.ndarray:
-    """Steps to the goal when each state has one successor: int64 `[S]`, -1 where the goal is never reached."""
-    n = successor.size
-    steps = np.full(n, -2, np.int64)
-    path = np.empty(n, np.int64)
-    for s in range(n):
-        if goal[s]:
-            steps[s] = 0
-    for s in range(n):
-        length = 0
-        x = s
-        while steps[x] == -2:
-            steps[x] = -3
-            path[length] = x
-            length += 1
-            x = successor[x]
-        base = steps[x] if steps[x] >= 0 else -1
-        for i in range(length - 1, -1, -1):
-            if base >= 0:
-                base += 1
-            steps[path[i]] = base
-    return steps
-
-
-@numba.njit(cache=True)
 def functional_ends(successor: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where each trajectory first stops: (end int64 `[S]`, steps int64 `[S]`); end -1 where it circles forever."""
     n = successor.size
@@ -78,6 +53,12 @@ def functional_ends(successor: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray
                 end[path[i]] = end[x]
             steps[path[i]] = base
     return end, steps
+
+
+@numba.njit(cache=True)
+def functional_steps(successor: np.ndarray, goal: np.ndarray) -> np.ndarray:
+    """Steps to the goal when each state has one successor: int64 `[S]`, -1 where the goal is never reached."""
+    return functional_ends(successor, goal)[1]
 
 
 @numba.njit(cache=True)

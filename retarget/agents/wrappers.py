@@ -15,31 +15,10 @@ from retarget.world import FiniteModel, FiniteWorld, WorldSpec
 
 
 @dataclass(frozen=True, eq=False)
-class Padded(Agent):
-    """An agent with cells that nothing reads at the end of one part (which becomes one-dimensional).
-
-    Attributes:
-        inner: the agent.
-        part: the name of the part that is lengthened.
-        dead: values of the dead cells, `[n]`.
-    """
+class _Wrapper(Agent):
+    """An agent that acts as the one inside it does."""
 
     inner: Agent
-    part: str
-    dead: np.ndarray
-    kind = "padded"
-
-    def __post_init__(self) -> None:
-        if self.part not in self.inner.parts:
-            raise AgentError(
-                f"agent {self.inner.kind!r} has no part {self.part!r}; it has {', '.join(self.inner.parts)}"
-            )
-        if np.ndim(self.dead) != 1 or np.size(self.dead) == 0:
-            raise AgentError(f"dead cells must be a list of at least one value, got shape {np.shape(self.dead)}")
-
-    @property
-    def config(self) -> Mapping[str, object]:
-        return {"inner": self.inner.digest}
 
     @property
     def n_states(self) -> int | None:
@@ -56,6 +35,33 @@ class Padded(Agent):
     @property
     def flops_per_action(self) -> float:
         return self.inner.flops_per_action
+
+
+@dataclass(frozen=True, eq=False)
+class Padded(_Wrapper):
+    """An agent with cells that nothing reads at the end of one part (which becomes one-dimensional).
+
+    Attributes:
+        inner: the agent.
+        part: the name of the part that is lengthened.
+        dead: values of the dead cells, `[n]`.
+    """
+
+    part: str
+    dead: np.ndarray
+    kind = "padded"
+
+    def __post_init__(self) -> None:
+        if self.part not in self.inner.parts:
+            raise AgentError(
+                f"agent {self.inner.kind!r} has no part {self.part!r}; it has {', '.join(self.inner.parts)}"
+            )
+        if np.ndim(self.dead) != 1 or np.size(self.dead) == 0:
+            raise AgentError(f"dead cells must be a list of at least one value, got shape {np.shape(self.dead)}")
+
+    @property
+    def config(self) -> Mapping[str, object]:
+        return {"inner": self.inner.digest}
 
     @cached_property
     def parts(self) -> Mapping[str, Part]:
@@ -83,7 +89,7 @@ class Padded(Agent):
 
 
 @dataclass(frozen=True, eq=False)
-class Relabelled(Agent):
+class Relabelled(_Wrapper):
     """An agent in a world whose state `s` is now called `perm[s]`. Its parts stay as they are.
 
     Attributes:
@@ -91,7 +97,6 @@ class Relabelled(Agent):
         perm: int `[S]`, the new name of each state.
     """
 
-    inner: Agent
     perm: np.ndarray
     kind = "relabelled"
 
@@ -106,18 +111,6 @@ class Relabelled(Agent):
     @property
     def parts(self) -> Mapping[str, Part]:
         return self.inner.parts
-
-    @property
-    def n_states(self) -> int | None:
-        return self.inner.n_states
-
-    @property
-    def simulations_per_action(self) -> int:
-        return self.inner.simulations_per_action
-
-    @property
-    def flops_per_action(self) -> float:
-        return self.inner.flops_per_action
 
     @property
     def seen_starts(self) -> np.ndarray | None:
