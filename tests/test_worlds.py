@@ -407,6 +407,7 @@ def test_vector_data_is_fresh() -> None:
         ({"starts": np.array([24])}, GoalError, r"start 24 lies in the goal"),
         ({"starts": np.zeros(3)}, GoalError, "must be an int array"),
         ({"horizon": 0}, WorldError, "horizon must be at least 1"),
+        ({"horizon": 2**30 + 1}, WorldError, r"at most 2\^30"),
         ({"gamma": 1.5}, WorldError, "gamma in"),
     ],
 )
