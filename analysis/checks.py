@@ -393,20 +393,21 @@ def _goal_table(rows: Rows) -> list[Check]:
 
 
 def _random_edits(rows: Rows) -> list[Check]:
-    rates = {n: rows.values(n, "random_success_rate") for n in rows.names}
-    every = [v for values in rates.values() for v in values]
-    if not every:
+    rates = {
+        n.label: estimate("random_success_rate", v) for n in rows.names if (v := rows.values(n, "random_success_rate"))
+    }
+    if not rates:
         return []
-    mean = estimate("random_success_rate", every)
-    found = f"{with_interval(mean)} of the random edits met the requirement, over {mean.n} pairs"
-    top = max((n for n in rates if rates[n]), key=lambda n: sum(rates[n]) / len(rates[n]))
-    share = sum(rates[top]) / len(rates[top])
-    words = f"; most often those of {top.label} ({number(share)}): a short edit has few others of its size"
-    found += words if share else ""
-    high = mean.ci_high if mean.ci_high is not None else mean.value
-    low = mean.ci_low if mean.ci_low is not None else mean.value
-    verdict: Verdict = "holds" if high <= RARE else "does not hold" if low > RARE else "cannot tell"
-    rule = f"control: a random edit of the same size meets the requirement in at most {number(100 * RARE)}% of draws"
+    often = {label: e for label, e in rates.items() if e.value > RARE}
+    total = sum(e.n for e in rates.values())
+    mean = sum(e.value * e.n for e in rates.values()) / total
+    found = f"{number(100 * mean)}% of the draws did, over {total} pairs"
+    if often:
+        said = ", ".join(f"{label} {number(100 * e.value)}%" for label, e in often.items())
+        found += f"; more often: {said} (a slot with few symbols is met by chance)"
+    clear = [e for e in often.values() if e.ci_low is not None and e.ci_low > RARE]
+    verdict: Verdict = "does not hold" if clear else "cannot tell" if often else "holds"
+    rule = f"control: for no agent do more than {number(100 * RARE)}% of random edits of the same size do it"
     return [Check(rule, verdict, found, (("metric", "random_success_rate"),))]
 
 

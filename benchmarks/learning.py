@@ -100,6 +100,7 @@ class Learners:
         steps, _ = q_learning(
             q, np.zeros(shape, np.int64), self.model.next_state, self.cumulative, self.goal, self.starts,
             self.episodes, self.horizon, GAMMA, EPSILON, 0, 0,
+            np.zeros(self.model.n_states, np.bool_),
         )  # fmt: skip
         return q, int(steps)
 

@@ -13,7 +13,7 @@ from retarget.agent import Agent, Categorical
 from retarget.agents.compiled import compile_policy
 from retarget.agents.wrappers import Padded
 from retarget.code import ENUMERATIVE, FIXED_WIDTH
-from retarget.edit import Edit, Slot, Sparse
+from retarget.edit import Edit, Slot, Sparse, difference
 from retarget.editors import Candidate, Editor, RandomEditor, Task, default_editors, points, prove, shortest
 from retarget.editors.bound import fewest_cells_for_level, fewest_cells_for_success
 from retarget.errors import AgentError, GoalError
@@ -93,8 +93,9 @@ class Retargetability(Probe):
         probs = policy_table(subject.agent, subject.world.model)
         level = _Level(own.competence(probs), judge.competence(probs), subject.level)
         known = level.measurements()
-        if level.nothing_to_measure(own.uniform_competence):
-            return self._closed(known, level.nothing_to_measure(own.uniform_competence))
+        nothing = level.nothing_to_measure(own.uniform_competence, judge.uniform_competence)
+        if nothing:
+            return self._closed(known, nothing)
 
         tell(0.1, "editing the agent")
         task = Task(subject.agent, subject.world, judge, level.required, self.budget, subject.seed)
@@ -150,7 +151,7 @@ class _Level:
             Measurement.ok("competence_b_before", self.before),
         )
 
-    def nothing_to_measure(self, uniform: float) -> str:
+    def nothing_to_measure(self, uniform: float, uniform_b: float) -> str:
         if self.competence_a <= uniform + 1e-9:
             return (
                 f"its competence on A ({self.competence_a:.4g}) is not above "
@@ -158,6 +159,8 @@ class _Level:
             )
         if self.before >= self.required - 1e-9:
             return f"unedited, it already reaches B ({self.before:.4g}, required {self.required:.4g})"
+        if self.required <= uniform_b + 1e-9:
+            return f"a uniform policy already reaches B as required ({uniform_b:.4g}, required {self.required:.4g})"
         return ""
 
 
@@ -231,10 +234,16 @@ class _Search:
         """Fewest cells of the compiled table, found and proven, for bare success and for the required level."""
         task, judge = self.table_task, self.task.judge
         probs = policy_table(task.agent, task.world.model)
-        shown = [p for p in points(task, self.of_table, subject="table") if p.editor == "table"]
+        bare = level = None
+        for candidate in self.of_table:
+            edited = candidate.edit.apply(task.agent)
+            # cells that come out different: a table filled and then written has changed more than it names
+            changed = difference(task.agent, edited).n_cells
+            if task.enough(candidate.competence):
+                level = min(changed, level) if level is not None else changed
+            if judge.success(policy_table(edited, task.world.model)) >= 1.0:
+                bare = min(changed, bare) if bare is not None else changed
         reasons = "no table edit was found that does it"
-        bare = min((p.n_cells for p in shown if p.success >= 1.0), default=None)
-        level = min((p.n_cells for p in shown if task.enough(p.competence)), default=None)
         bare_reason = "the bound needs every state that can reach B to be a start"
         level_reason = "the bound takes S² memory: at most 1,024 states"
         return [

@@ -228,16 +228,19 @@ class TableView:
 
     Attributes:
         part: name of the part that holds the table.
-        cell: int `[S, W]`: the cell to write for option w in state s.
-        value: float `[S, W]`: what to write there.
-        n_options: W, where option w < A means "always take action w" and w = A, where present, "act uniformly".
+        cell: int `[S, A]`: the cell to write for "always take action a in state s".
+        value: float `[S, A]`: what to write there.
+        fill: float `[A]`: what to fill the whole part with for "always take action a" in every state; None where no one
+            value does that.
 
-    Writing `value[s, w]` to `cell[s, w]` in the *original* table must make option w the behaviour in state s.
+    Writing `value[s, a]` to `cell[s, a]` in the *original* table must make action a the behaviour in state s; where
+    there is a fill, also in a table filled with any of its values.
     """
 
     part: str
     cell: np.ndarray
     value: np.ndarray
+    fill: np.ndarray | None = None
 
     @property
     def n_options(self) -> int:
@@ -249,6 +252,15 @@ class HasTable(Protocol):
     """An agent whose behaviour in one state can be rewritten with one cell."""
 
     def table_view(self) -> TableView: ...
+
+
+@runtime_checkable
+class HasModel(Protocol):
+    """An agent that plans over a part which names one successor for each state and action."""
+
+    def model_cells(self) -> tuple[str, np.ndarray]:
+        """The part's name, and int `[S, A]`: the cell that names the successor of each state and action."""
+        ...
 
 
 @runtime_checkable

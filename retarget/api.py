@@ -83,6 +83,10 @@ def measure(
 
 
 def _named(world: FiniteWorld, goals: object) -> tuple[StateGoal, ...]:
+    if isinstance(goals, tuple) and len(goals) == 2 and all(isinstance(g, int) for g in goals):
+        raise GoalError(
+            f"goals={goals!r} could be one cell or two states; write goals=[{goals!r}] or goals={list(goals)!r}"
+        )
     if not isinstance(goals, Iterable) or isinstance(goals, str):
         raise GoalError(f"goals must be a number or a list of goals, got {goals!r}; e.g. goals=[(1, 1)]")
     named = tuple(dict.fromkeys(world.as_goal(g) for g in goals))

@@ -108,7 +108,9 @@ def measure(
     size: Annotated[int | None, typer.Option(help="Side of the world.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Another option of the world, KEY=VALUE.")] = None,
     goal: Annotated[str, typer.Option(help="Goal of the table: ROW,COL or STATE; the world's own without.")] = "",
-    goals: Annotated[list[str] | None, typer.Option(help="A goal to give it; repeat for more.")] = None,
+    goals: Annotated[
+        list[str] | None, typer.Option(help='Goals to give it, ROW,COL or STATE, such as "1,1 5,2"; repeatable.')
+    ] = None,
     pairs: Annotated[int, typer.Option(help="Goals to give it, drawn from the world's, if none is named.")] = 12,
     as_: Annotated[str, typer.Option("--as", help="What the table holds: auto, policy or q.")] = "auto",
     seed: Annotated[int, typer.Option(help="Names the random draws.")] = 0,
@@ -123,9 +125,24 @@ def measure(
     place = make_world(world, **_options(set_ or [], size))
     agent = load_table(file, place, kind=as_)  # type: ignore[arg-type]
     goal_a = place.as_goal(_place(goal)) if goal else place.goal
-    named = tuple(dict.fromkeys(place.as_goal(_place(text)) for text in goals or []))
+    named = tuple(dict.fromkeys(place.as_goal(_place(text)) for given in goals or [] for text in given.split()))
+    _check_folder(out)
     others = named or draw_other_goals(place, goal_a, n=pairs, seed=seed)
     _measure(agent, place, goal_a, others, file, seed, out)
+
+
+def _check_folder(out: Path | None) -> None:
+    """Make the folder now, so that nothing is measured in vain, and never mix with a study's tables."""
+    from retarget.errors import FileError
+
+    if out is None:
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"folder {str(out)!r} cannot be made ({error.strerror}); choose another --out") from None
+    if any(out.glob("journal*.sqlite")):
+        raise FileError(f"folder {str(out)!r} holds the journal of a study; choose another --out")
 
 
 def _measure(
@@ -165,7 +182,6 @@ def _measure(
     if out is not None:
         from retarget.analysis.report import write_report
 
-        out.mkdir(parents=True, exist_ok=True)
         write_parquet(results, out / RESULTS)
         write_parquet(frame(frontier, FRONTIER_COLUMNS), out / FRONTIERS)
         typer.echo(f"report: {write_report(out)}")
@@ -236,7 +252,10 @@ def _check(thing: object, target: str, world: str, options: dict[str, object]) -
     from retarget.testing import check_agent, check_probe
 
     if callable(thing) and not isinstance(thing, (Agent, Probe)):
-        thing = thing()  # a class, or a function that makes one
+        try:
+            thing = thing()  # a class, or a function that makes one
+        except TypeError as error:
+            raise RetargetError(f"{target!r} cannot be called without arguments ({error}); name an instance") from None
     if isinstance(thing, Probe):
         check_probe(thing)
         return "probe"
@@ -260,8 +279,9 @@ def _import(target: str) -> object:
     sys.path.insert(0, str(Path.cwd()))
     try:
         loaded = importlib.import_module(module)
-    except ImportError as error:
-        raise RetargetError(f"module {module!r} cannot be imported ({error}); run from the folder it is in") from None
+    except Exception as error:  # whatever the user's module does on import
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise RetargetError(f"module {module!r} cannot be imported ({what}); run from the folder it is in") from None
     if not hasattr(loaded, name):
         raise RetargetError(unknown(f"name in module {module!r}", name, [n for n in vars(loaded) if n[0] != "_"]))
     return getattr(loaded, name)

@@ -16,8 +16,10 @@ from retarget.errors import AgentError, GoalError
 from retarget.goal import StateGoal
 from retarget.world import FiniteModel, FiniteWorld
 
-#: Above this many states a linear solve is sparse, and dense inverses are refused.
+#: Above this many states a linear solve is refused where it needs a dense inverse.
 DENSE_LIMIT = 2048
+#: From here on a sparse solve is the faster one.
+SPARSE_FROM = 200
 
 
 def policy_table(agent: Agent, model: FiniteModel) -> np.ndarray:
@@ -90,7 +92,7 @@ def reach_values(model: FiniteModel, probs: np.ndarray, goal: StateGoal, *, gamm
     mixed = (probs.max(1) != 1.0) & ~mask
     if model.is_deterministic and mixed.sum() <= min(DENSE_LIMIT, model.n_states // 2):
         value = _collapsed_solve(model, probs, mask, mixed, gamma)
-    elif model.n_states <= DENSE_LIMIT:
+    elif model.n_states < SPARSE_FROM:
         matrix = discounted_transitions(model, probs, mask, gamma)
         value = np.linalg.solve(np.eye(model.n_states) - matrix, mask.astype(np.float64))
     else:
@@ -256,11 +258,12 @@ class Yardstick:
         shape = (self.model.n_states, self.model.n_actions)
         return self.competence(np.full(shape, 1.0 / self.model.n_actions))
 
-    @property
-    def flops_per_evaluation(self) -> float:
-        """Operations to score one policy, by formula: 2 S for following successors, 2/3 S³ for a dense solve."""
+    def flops_to_score(self, probs: np.ndarray) -> float:
+        """Operations to score a policy `[S, A]`, by formula: 2 S for following successors, and 2/3 m³ to solve for the
+        m states where chance enters (a mixed policy, or a world with chance)."""
         s = self.model.n_states
-        return 2.0 * s if self.model.is_deterministic else 2.0 * s**3 / 3.0
+        m = int((probs.max(1) != 1.0).sum()) if self.model.is_deterministic else s
+        return 2.0 * s + 2.0 * m**3 / 3.0
 
 
 def surely_reaches(model: FiniteModel, probs: np.ndarray, goal: StateGoal) -> np.ndarray:

@@ -488,11 +488,13 @@ def q_learning(
     epsilon: float,
     seed: int,
     counter: int,
+    started: np.ndarray,
 ) -> tuple[int, int]:
     """Tabular Q-learning (Watkins and Dayan 1992) in place, reward 1 on entering the goal, which ends the episode.
 
     Step size 1 where the model has one successor (exact backups), else `visits^-0.6` (Robbins and Monro 1951).
-    Behaviour is ε-greedy with uniform tie-breaking. `cumulative` float64 `[S, A, K]` holds cumulated probabilities.
+    Behaviour is ε-greedy with uniform tie-breaking. `started` bool `[S]` is set where episodes
+    began. `cumulative` float64 `[S, A, K]` holds cumulated probabilities.
 
     Returns:
         transitions sampled, and the counter to go on from.
@@ -510,6 +512,7 @@ def q_learning(
     for _ in range(episodes):
         c += one
         s = np.uint32(starts[int(unit(base ^ c) * starts.size)])
+        started[s] = True
         for _ in range(horizon):
             if goal[s]:
                 break
@@ -556,10 +559,12 @@ def gather(
     horizon: int,
     epsilon: float,
     seed: int,
+    started: np.ndarray,
 ) -> np.ndarray:
     """Count transitions along a policy with ε exploration: int32 `[S, A, K]` by successor slot.
 
-    `policy` float64 `[S, A]` is sampled; with probability ε a uniform action is taken instead.
+    `started` bool `[S]` is set where episodes began. `policy` float64 `[S, A]` is sampled; with probability
+    ε a uniform action is taken instead.
     """
     n, n_actions, k = next_state.shape
     counts = np.zeros((n, n_actions, k), np.int32)
@@ -568,6 +573,7 @@ def gather(
     for _ in range(episodes):
         counter += 1
         s = starts[int(unit(base ^ np.uint64(counter)) * starts.size)]
+        started[s] = True
         for _ in range(horizon):
             if goal[s]:
                 break

@@ -299,7 +299,7 @@ def test_every_expectation_holds_on_rows_made_to_hold(results: pl.DataFrame) -> 
         ("depth_planner(depth=4)", "retargetability", pl.lit(-0.1), "at every depth"),
         ("controller", "retargetability", pl.lit(-0.1), "set-point"),
         ("goal_table", "retargetability", pl.lit(1.0), "held-out"),
-        ("planner", "random_success_rate", pl.lit(1.0), "random edit of the same size"),
+        ("planner", "random_success_rate", pl.lit(1.0), "random edits of the same size"),
         ("planner", "retargetability_plain", pl.lit(-9.0), "plainer"),
         ("planner", "cells_bare_success", pl.lit(1.0), "lower bound"),
     ],

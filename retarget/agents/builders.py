@@ -29,17 +29,17 @@ def _q_table(recipe: Recipe, *, episodes: int, starts: str, epsilon: float) -> Q
 def _goal_table(recipe: Recipe, *, episodes: int) -> GoalTable:
     goals = recipe.plan.training if recipe.plan is not None else recipe.world.goals[:8]
     goals = tuple(dict.fromkeys((recipe.goal, *goals)))
-    rows = []
+    rows, starts = [], np.zeros(0, np.int64)
     for goal in goals:
         trained, _ = train_q_table(
             recipe.world, goal, episodes=episodes, exploring=True, seed=recipe.seed, gamma=recipe.gamma
         )
         rows.append(trained.greedy_symbols())
+        starts = np.union1d(starts, [] if trained.starts is None else trained.starts).astype(np.int64)
     # the order of the goals is the table's own: sorted, so that the slot does not give A away by being 0
     order = sorted(range(len(goals)), key=lambda i: goals[i])
     symbols = np.stack([rows[i] for i in order])
     sorted_goals = tuple(goals[i] for i in order)
-    starts = recipe.world.start_states
     return GoalTable(symbols, sorted_goals.index(recipe.goal), sorted_goals, recipe.world.model.n_actions, starts)
 
 

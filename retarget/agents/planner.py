@@ -166,6 +166,9 @@ class LearnedPlanner(Planner):
     def fixed_arrays(self) -> Mapping[str, np.ndarray]:
         return {} if self.counts is None else {"counts": self.counts}
 
+    def model_cells(self) -> tuple[str, np.ndarray]:
+        return "next_state", np.arange(self.next_state.size).reshape(self.next_state.shape[:2])
+
     def retrained(self, world: object, goal: StateGoal, *, budget: int, seed: int) -> tuple[Agent, Spend]:
         """The planner after `budget` episodes of uniformly random action more, with the new goal in its slot."""
         from retarget.kernels import gather
@@ -176,14 +179,16 @@ class LearnedPlanner(Planner):
         model = world.model
         starts = starts_beside(world, goal)
         uniform = np.full((model.n_states, model.n_actions), 1.0 / model.n_actions)
+        started = np.zeros(model.n_states, np.bool_)
         fresh = gather(
             uniform, model.next_state, np.cumsum(model.prob, axis=2), goal.mask(model.n_states), starts, budget,
-            model.n_states, 1.0, word(seed, "retrain_model", world.spec_data.label, budget),
+            model.n_states, 1.0, word(seed, "retrain_model", world.spec_data.label, budget), started,
         )  # fmt: skip
         counts = self.counts + fresh
         steps = int(fresh.sum())
         nxt = most_seen(counts, model.next_state)
-        agent = replace(self, reward=reward_for(goal, model.n_states), next_state=nxt, counts=counts)
+        seen = np.union1d(np.flatnonzero(started), [] if self.starts is None else self.starts).astype(np.int64)
+        agent = replace(self, reward=reward_for(goal, model.n_states), next_state=nxt, counts=counts, starts=seen)
         return agent, Spend(env_steps=steps, flops=3.0 * steps)
 
     def blank(self, seed: int) -> Planner:
@@ -243,10 +248,11 @@ def learned_planner(
     behaviour = policy_table(exact_planner(world, goal, gamma=gamma), model)
     # data everywhere do not stop at the goal: nothing there is special to them
     mask = np.zeros(model.n_states, np.bool_) if everywhere else goal.mask(model.n_states)
+    started = np.zeros(model.n_states, np.bool_)
     counts = gather(
         behaviour, model.next_state, np.cumsum(model.prob, axis=2), mask, starts, episodes, model.n_states,
-        1.0 if everywhere else epsilon, word(seed, "gather_model", world.spec_data.label, everywhere),
+        1.0 if everywhere else epsilon, word(seed, "gather_model", world.spec_data.label, everywhere), started,
     )  # fmt: skip
     nxt = most_seen(counts, model.next_state)
     reward = reward_for(goal, model.n_states)
-    return LearnedPlanner(reward, nxt, np.ones(nxt.shape), gamma, None, True, starts, counts)
+    return LearnedPlanner(reward, nxt, np.ones(nxt.shape), gamma, None, True, np.flatnonzero(started), counts)

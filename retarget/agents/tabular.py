@@ -126,7 +126,7 @@ class TablePolicy(Agent):
     def table_view(self) -> TableView:
         s = self.symbols.size
         cell = np.repeat(np.arange(s)[:, None], self.n_actions, axis=1)
-        return TableView("policy", cell, np.tile(np.arange(self.n_actions), (s, 1)))
+        return TableView("policy", cell, np.tile(np.arange(self.n_actions), (s, 1)), np.arange(self.n_actions))
 
     def retrained(self, world: object, goal: StateGoal, *, budget: int, seed: int) -> tuple[Agent, Spend]:
         """A table trained afresh by Q-learning for `budget` episodes from exploring starts; states never visited
@@ -307,7 +307,7 @@ class GoalTable(Agent):
     def table_view(self) -> TableView:
         _g, s = self.symbols.shape
         cell = np.repeat((self.active * s + np.arange(s))[:, None], self.n_actions, axis=1)
-        return TableView("table", cell, np.tile(np.arange(self.n_actions), (s, 1)))
+        return TableView("table", cell, np.tile(np.arange(self.n_actions), (s, 1)), np.arange(self.n_actions))
 
     def retrained(self, world: object, goal: StateGoal, *, budget: int, seed: int) -> tuple[Agent, Spend]:
         """The active row trained afresh toward `goal` by Q-learning for `budget` episodes."""
@@ -366,18 +366,19 @@ def train_q_table(
     if not exploring:
         starts = starts[[int(stream(seed, "one_start", world.spec_data.label).integers(starts.size))]]
     q, visits = np.zeros((model.n_states, model.n_actions)), np.zeros((model.n_states, model.n_actions), np.int64)
-    cumulative = np.cumsum(model.prob, axis=2)
+    cumulative, started = np.cumsum(model.prob, axis=2), np.zeros(model.n_states, np.bool_)
     steps, counter, todo = 0, 0, episodes or 16
     while todo:
         taken, counter = q_learning(
             q, visits, model.next_state, cumulative, mask, starts.astype(np.int64), todo,
             horizon or 4 * model.n_states, gamma, epsilon, word(seed, "q_learning", world.spec_data.label), counter,
+            started,
         )  # fmt: skip
         steps += int(taken)
         todo = 0 if episodes or steps >= max_env_steps else min(4096, 2 * todo)
         if not episodes and _settled(world, goal, q, visits > 0, gamma):
             break
-    trained = QTable(q, starts, visits.sum(1) > 0)
+    trained = QTable(q, np.flatnonzero(started), visits.sum(1) > 0)
     return trained, Spend(env_steps=steps, flops=float(steps) * 2 * (model.n_actions + 2))
 
 

@@ -145,7 +145,7 @@ def _view(agent: Relabelled) -> TableView:
     if not isinstance(agent.inner, HasTable):
         raise AgentError(f"agent {agent.inner.kind!r} has no table")
     view = agent.inner.table_view()
-    return TableView(view.part, view.cell[agent._old], view.value[agent._old])
+    return TableView(view.part, view.cell[agent._old], view.value[agent._old], view.fill)
 
 
 class RelabelledTable(Relabelled):

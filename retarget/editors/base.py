@@ -79,14 +79,11 @@ class Scorer:
     spend: Spend = field(default_factory=Spend)
 
     def score(self, agent: Agent) -> float:
-        """Exact competence of an agent on B."""
-        self.charge(agent)
-        return self.task.judge.competence(policy_table(agent, self.task.world.model))
-
-    def charge(self, agent: Agent, extra: Spend | None = None) -> None:
-        """Count one candidate: its decisions (planned once for all states), and the evaluation."""
-        flops = self.task.judge.flops_per_evaluation + agent.flops_per_action
-        self.spend = self.spend + Spend(simulations=1, flops=flops) + (extra or Spend())
+        """Exact competence of an agent on B; counts its decisions (planned once for all states) and the evaluation."""
+        probs = policy_table(agent, self.task.world.model)
+        flops = self.task.judge.flops_to_score(probs) + agent.flops_per_action
+        self.spend = self.spend + Spend(simulations=1, flops=flops)
+        return self.task.judge.competence(probs)
 
     def candidate(self, edit: Edit, competence: float) -> Candidate:
         bits = ENUMERATIVE.length(edit, self.task.agent.layout)

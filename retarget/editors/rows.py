@@ -1,8 +1,8 @@
 """Which cells of a policy table to change: exact greedy search over "in state s, always take action a".
 
-Adding: from the old behaviour, the candidate with the largest exact gain, until the policy is optimal (a policy that
-is not optimal always has a single state where one action is better, so the search never stalls: policy improvement,
-Howard 1960). Removing: from the optimal policy that keeps as much of the old one as it can, the change whose loss is
+Adding: from the old behaviour, the candidate with the largest exact gain, until the policy is optimal (where a policy
+is not optimal some single change improves it: policy improvement, Howard 1960; if every state is a start, that shows).
+Removing: from the optimal policy that keeps as much of the old one as it can, the change whose loss is
 least. Then exchanges at the required level. States are put in a canonical order first (breadth first from the goal),
 so that their names change nothing.
 """
@@ -236,7 +236,11 @@ class RowSearch:
         return RowPoint(tuple(rows.items()), self.order, competence, state.flops, state.simulations)
 
     def adding(self) -> list[RowPoint]:
-        """One change at a time, the largest gain first, until nothing gains."""
+        """One change at a time, the largest gain first, until nothing gains.
+
+        Where few states are starts, a change can be needed and gain nothing by itself: then this ends early, and the
+        search from the optimal policy finds what it could not.
+        """
         from retarget.kernels import best_candidate
 
         state, rows = _State(self.judge.model, self.judge, self.old, self.weight), dict[int, int]()
@@ -350,8 +354,8 @@ def search_rows(judge: Yardstick, probs: np.ndarray, *, required: float) -> list
         return []
     search = RowSearch(judge, probs, required)
     out = search.adding()
-    if out:
-        out += [p.after(out[-1]) for p in search.removing()]
+    removed = search.removing()
+    out += [p.after(out[-1]) for p in removed] if out else removed
     good = [p for p in out if p.competence >= required - 1e-9]
     if good:
         best = min(good, key=len)

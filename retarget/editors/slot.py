@@ -5,34 +5,68 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from retarget.agent import Agent, HasGoalSlot, SlotWrite
+from retarget.agent import Agent, Categorical, HasGoalSlot, SlotWrite
 from retarget.edit import Edit, Slot
 from retarget.editors.base import Candidate, Scorer, Task, shortest_form
+from retarget.rng import stream
 
 
 class SlotEditor:
-    """Tries the agent's own ways of writing goal B into its slot; where none suffices, everything the slot can hold.
+    """Tries the agent's own ways of writing goal B into its slot. Where none suffices, though one does at least half of
+    what is required (or there is none): other things that the slot can hold; then B with further cells of a real slot
+    written beside it, at half of what B is worth and then a quarter (for a search of limited depth: places on the way,
+    from which B is in reach).
 
     Args:
-        blind: whether to go on with what the slot can hold, when writing B was not enough.
-        blind_limit: most blind writes to try.
+        blind: how many other writes to try, drawn from a stream named by the seed where there are more; 0 for none.
+        beside: cells to try beside B in each round, drawn likewise.
+        rounds: how many cells may be written beside B.
     """
 
     name: ClassVar[str] = "slot"
 
-    def __init__(self, *, blind: bool = True, blind_limit: int = 64) -> None:
-        self.blind, self.blind_limit = blind, blind_limit
+    def __init__(self, *, blind: int = 96, beside: int = 64, rounds: int = 2) -> None:
+        self.blind, self.beside, self.rounds = blind, beside, rounds
 
     def search(self, task: Task) -> Sequence[Candidate]:
         agent = task.agent
         if not isinstance(agent, HasGoalSlot):
             return ()
         scorer = Scorer(task, self.name)
-        found = self._try(scorer, [slot_edit(agent, w) for w in agent.slot_writes(task.goal)])
-        if self.blind and not any(task.enough(c.competence) for c in found):
-            tried = {c.edit for c in found}
-            writes = agent.slot_candidates()[: min(self.blind_limit, task.budget)]
-            found += self._try(scorer, [e for e in (slot_edit(agent, w) for w in writes) if e not in tried])
+        writes = agent.slot_writes(task.goal)
+        found = self._try(scorer, [slot_edit(agent, w) for w in writes])
+        best = max((c.competence for c in found), default=task.required)
+        if (task.enough(best) and found) or best < 0.5 * task.required:
+            return found
+        tried = {c.edit for c in found}
+        others = agent.slot_candidates()
+        drawn = stream(task.seed, "slot_blind", len(others)).permutation(len(others))[: min(self.blind, task.budget)]
+        blind = (slot_edit(agent, others[int(i)]) for i in drawn)
+        found += self._try(scorer, [e for e in blind if e not in tried])
+        for write in writes:
+            if any(task.enough(c.competence) for c in found):
+                break
+            if not isinstance(agent.parts[write.part].alphabet, Categorical):
+                found += self._grown(scorer, agent, write)
+        return found
+
+    def _grown(self, scorer: Scorer, agent: Agent, write: SlotWrite) -> list[Candidate]:
+        part = agent.parts[write.part]
+        rng = stream(scorer.task.seed, "slot_beside", part.array.size)
+        found: list[Candidate] = []
+        value = max(v for _, v in write.cells)
+        for _ in range(self.rounds):
+            value /= 2
+            taken = {c for c, _ in write.cells}
+            free = [c for c in range(part.array.size) if c not in taken]
+            cells = rng.permutation(free)[: self.beside].tolist()
+            grown = [SlotWrite(write.part, write.rest, (*write.cells, (int(c), value))) for c in cells]
+            new = self._try(scorer, [Edit.of(agent, Slot.of(w, part.alphabet)) for w in grown])
+            found += new
+            best = max(range(len(new)), key=lambda i, new=new: new[i].competence, default=None)  # type: ignore[misc]
+            if best is None or scorer.task.enough(new[best].competence):
+                break
+            write = grown[best]
         return found
 
     def _try(self, scorer: Scorer, edits: Sequence[Edit]) -> list[Candidate]:

@@ -1,4 +1,4 @@
-"""Keep only the cells of a retrained agent that matter."""
+"""Keep only the cells that matter: of a retrained agent, or of a model given the truth where it is needed."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ from typing import ClassVar
 
 import numpy as np
 
-from retarget.agent import Agent, HasTable, Trainable
+from retarget.agent import Agent, HasGoalSlot, HasModel, HasTable, Trainable
 from retarget.edit import Edit, Sparse, difference
 from retarget.editors.base import Candidate, Scorer, Task, shortest_form
+from retarget.editors.rows import search_rows
+from retarget.editors.slot import slot_edit
+from retarget.exact import policy_table
+from retarget.spend import Spend
 
 
 class SparseEditor:
-    """Shrinks the difference to a retrained agent by delta debugging (Zeller and Hildebrandt 2002): whole chunks of
-    cells are put back, then halves of chunks, down to single cells, as long as the requirement holds.
+    """Shrinks a large sparse edit by delta debugging (Zeller and Hildebrandt 2002): whole chunks of cells are put
+    back, then halves of chunks, down to single cells, as long as the requirement holds. What is shrunk: B in the slot
+    with the true successors where a table would have to change; or, where there is no such edit, the difference to
+    the agent retrained.
 
     For agents whose table can be searched exactly (`HasTable`) the table editor is this one done better; they are
     passed over.
@@ -26,14 +32,19 @@ class SparseEditor:
 
     name: ClassVar[str] = "sparse"
 
-    def __init__(self, *, first: int = 16, doublings: int = 10, trials: int = 512) -> None:
+    def __init__(self, *, first: int = 16, doublings: int = 10, trials: int = 384) -> None:
         self.first, self.doublings, self.trials = first, doublings, trials
 
     def search(self, task: Task) -> Sequence[Candidate]:
         agent = task.agent
-        if isinstance(agent, HasTable) or not isinstance(agent, Trainable):
+        if isinstance(agent, HasTable):
             return ()
         scorer = Scorer(task, self.name)
+        for whole in _with_true_successors(scorer):
+            if task.enough(scorer.score(whole.apply(agent))):
+                return self._shrunk(scorer, whole)
+        if not isinstance(agent, Trainable):
+            return ()
         for i in range(self.doublings + 1):
             trained, spend = agent.retrained(task.world, task.goal, budget=self.first * 2**i, seed=task.seed)
             scorer.spend = scorer.spend + spend
@@ -67,6 +78,34 @@ class SparseEditor:
     def _candidate(self, scorer: Scorer, edit: Edit) -> Candidate:
         short = shortest_form(scorer.task.agent, edit)
         return scorer.candidate(short, scorer.score(short.apply(scorer.task.agent)))
+
+
+def _with_true_successors(scorer: Scorer) -> list[Edit]:
+    """B in the slot, and in the model the true successors of what a table would have to do differently.
+
+    The model then holds the patched table's behaviour, so that planning in it is at least as good, as far as the rest
+    of the model is true. At most one edit; none for agents without a slot or a model of single successors, or where
+    the model is right already.
+    """
+    task, agent = scorer.task, scorer.task.agent
+    if not isinstance(agent, HasModel) or not isinstance(agent, HasGoalSlot):
+        return []
+    model = task.world.model
+    part, cell = agent.model_cells()
+    likely = np.take_along_axis(model.next_state, model.prob.argmax(2)[:, :, None], axis=2)[:, :, 0]
+    for write in agent.slot_writes(task.goal):
+        aimed = slot_edit(agent, write).apply(agent)
+        points = search_rows(task.judge, policy_table(aimed, model), required=task.required)
+        good = [p for p in points if task.enough(p.competence)]
+        if not good:
+            return []
+        scorer.spend = scorer.spend + Spend(simulations=points[-1].simulations, flops=points[-1].flops)
+        array = aimed.parts[part].array.copy()
+        for s, a in min(good, key=len).rows:
+            array.reshape(-1)[cell[s, a]] = likely[s, a]
+        whole = difference(agent, aimed.with_arrays({part: array}))
+        return [whole] if part in whole.parts_touched else []
+    return []
 
 
 class _Subset:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import numpy as np
 
-from retarget.agent import Agent, HasGoalSlot, HasTable
-from retarget.edit import Edit, Patch, Sparse
+from retarget.agent import HasGoalSlot, HasTable, TableView
+from retarget.edit import Edit, Patch, Slot, Sparse
 from retarget.editors.base import Candidate, Scorer, Task
 from retarget.editors.rows import RowPoint, search_rows
 from retarget.editors.slot import slot_edit
 from retarget.exact import policy_table
 from retarget.spend import Spend
 
+Patches = Callable[[Sparse], tuple[Patch, ...]]
+
 
 class TableEditor:
-    """Exact greedy search over the cells of the table that the agent acts on (see `retarget.editors.rows`).
+    """Exact search over the cells of the table that the agent acts on (see `retarget.editors.rows`).
+
+    From the behaviour as it is; as the most promising slot writes leave it; and from tables that always take one
+    action, written as that rest and its exceptions (the kind of patch that serves a slot).
 
     Args:
-        slot_bases: number of slot writes to start from, beside the slot as it is.
+        slot_bases: number of slot writes to start from.
         n_points: most points of a search to return; the one that just meets the requirement is always among them.
     """
 
@@ -30,49 +35,60 @@ class TableEditor:
         self.slot_bases, self.n_points = slot_bases, n_points
 
     def search(self, task: Task) -> Sequence[Candidate]:
-        if not isinstance(task.agent, HasTable):
+        agent = task.agent
+        if not isinstance(agent, HasTable):
             return ()
         scorer = Scorer(task, self.name)
+        out = self._from(scorer, agent.table_view(), policy_table(agent, task.world.model), lambda s: (s,))
+        return [*out, *self._on_slots(scorer), *self._filled(scorer, agent.table_view())]
+
+    def _on_slots(self, scorer: Scorer) -> list[Candidate]:
+        """On top of the slot writes that bring the agent nearest to B."""
+        agent, model = scorer.task.agent, scorer.task.world.model
+        if not isinstance(agent, HasGoalSlot):
+            return []
+        edits = [slot_edit(agent, write) for write in agent.slot_candidates()[: scorer.task.budget]]
+        tried = [(scorer.score(e.apply(agent)), e) for e in edits if e.patches]
+        # rounded, so that ties stay ties whatever order the states were summed in
+        tried.sort(key=lambda t: -round(t[0], 9))
         out: list[Candidate] = []
-        for base, patches in self._bases(scorer):
-            out += self._from(scorer, base, patches)
+        for _, edit in tried[: self.slot_bases]:
+            edited = edit.apply(agent)
+            if isinstance(edited, HasTable):
+                out += self._from(scorer, edited.table_view(), policy_table(edited, model), _after(edit.patches))
         return out
 
-    def _bases(self, scorer: Scorer) -> list[tuple[Agent, tuple[Patch, ...]]]:
-        """The agent as it is, and as its most promising slot writes leave it."""
-        agent = scorer.task.agent
-        bases: list[tuple[Agent, tuple[Patch, ...]]] = [(agent, ())]
-        if isinstance(agent, HasGoalSlot):
-            tried = []
-            for write in agent.slot_candidates()[: scorer.task.budget]:
-                edit = slot_edit(agent, write)
-                if edit.patches:
-                    edited = edit.apply(agent)
-                    tried.append((scorer.score(edited), edited, edit.patches))
-            # rounded, so that ties stay ties whatever order the states were summed in
-            tried.sort(key=lambda t: -round(t[0], 9))
-            bases += [(edited, patches) for _, edited, patches in tried[: self.slot_bases]]
-        return bases
+    def _filled(self, scorer: Scorer, view: TableView) -> list[Candidate]:
+        out: list[Candidate] = []
+        for a, rest in enumerate([] if view.fill is None else view.fill.tolist()):
+            probs = np.zeros(view.cell.shape)
+            probs[:, a] = 1.0
+            out += self._from(scorer, view, probs, _except(float(rest)))
+        return out
 
-    def _from(self, scorer: Scorer, base: Agent, patches: tuple[Patch, ...]) -> list[Candidate]:
-        task = scorer.task
-        assert isinstance(base, HasTable)
-        probs = policy_table(base, task.world.model)
+    def _from(self, scorer: Scorer, view: TableView, probs: np.ndarray, patches: Patches) -> list[Candidate]:
+        """Search from one behaviour; `patches` says how cells on top of it are written."""
+        task, before = scorer.task, scorer.spend
         points = search_rows(task.judge, probs, required=task.required)
-        view = base.table_view()
-        before = scorer.spend
         out = []
         for point in _thinned(points, task, self.n_points):
             cells = np.array([view.cell[s, a] for s, a in point.rows], dtype=np.int64)
             values = np.array([view.value[s, a] for s, a in point.rows], dtype=view.value.dtype)
             order = np.argsort(cells)
-            edit = Edit.of(task.agent, *patches, Sparse(view.part, cells[order], values[order]))
+            edit = Edit.of(task.agent, *patches(Sparse(view.part, cells[order], values[order])))
             scorer.spend = before + Spend(simulations=point.simulations, flops=point.flops)
             out.append(scorer.candidate(edit, point.competence))
         if points:
-            last = points[-1]
-            scorer.spend = before + Spend(simulations=last.simulations, flops=last.flops)
+            scorer.spend = before + Spend(simulations=points[-1].simulations, flops=points[-1].flops)
         return out
+
+
+def _after(patches: tuple[Patch, ...]) -> Patches:
+    return lambda cells: (*patches, cells)
+
+
+def _except(rest: float) -> Patches:
+    return lambda cells: (Slot(cells.part, rest, cells.index, cells.value),)
 
 
 def _thinned(points: Sequence[RowPoint], task: Task, limit: int) -> list[RowPoint]:

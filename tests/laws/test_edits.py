@@ -384,9 +384,13 @@ def test_the_slot_editor_writes_blindly_only_when_the_goal_itself_is_not_enough(
     none = StateGoal.of([goal.states[0]])
     shallow = exact_planner(world, world.goals[0], depth=1)
     task = _task(shallow, world, none)
-    assert len(SlotEditor(blind=False).search(task)) == 1
-    assert 1 < len(SlotEditor(blind_limit=9).search(task)) <= 10
-    assert len(SlotEditor().search(_task(shallow, world, none, budget=4))) <= 5
+    assert len(SlotEditor(blind=0, rounds=0).search(task)) == 1
+    blind = SlotEditor(rounds=0).search(task)
+    assert len(blind) == world.model.n_states  # B itself, and every other cell
+    assert len(SlotEditor(rounds=0).search(_task(shallow, world, none, budget=4))) <= 5
+    beside = SlotEditor(beside=7, rounds=2).search(task)[len(blind) :]
+    assert 7 <= len(beside) <= 14
+    assert {c.edit.n_cells for c in beside} <= {2, 3}
 
 
 def test_random_edits_copy_the_size_and_the_length_of_what_they_are_like() -> None:
@@ -396,7 +400,8 @@ def test_random_edits_copy_the_size_and_the_length_of_what_they_are_like() -> No
     )
 
     class Judge:
-        flops_per_evaluation = 0.0
+        def flops_to_score(self, probs: np.ndarray) -> float:
+            return 0.0
 
         def competence(self, probs: np.ndarray) -> float:
             return 0.0

@@ -205,3 +205,20 @@ def test_large_mixed_behaviour_is_refused_not_attempted():
     mixed = np.full((2500, 4), 0.25)
     assert not feasible(world.model, mixed)
     assert search_rows(Yardstick.of(world, world.goal, gamma=0.95), mixed, required=0.9) == []
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.data())
+def test_the_search_meets_any_level_whatever_few_states_are_starts(data):
+    # the best policy for B is itself a set of changed cells: no level up to 1 is out of reach
+    model = data.draw(models(max_states=8))
+    everywhere = ModelWorld(model, StateGoal.of([0]))
+    assume(everywhere.goals)
+    goal = data.draw(st.sampled_from(everywhere.goals))
+    able = Yardstick.of(everywhere, goal, gamma=GAMMA).starts.tolist()
+    starts = np.array(sorted(data.draw(st.sets(st.sampled_from(able), min_size=1, max_size=2))))
+    judge = Yardstick.of(ModelWorld(model, goal, starts=starts), goal, gamma=GAMMA)
+    probs = data.draw(policies(model.n_states, model.n_actions))
+    points = search_rows(judge, probs, required=0.95)
+    if judge.competence(probs) < 1 - 1e-9:
+        assert max((p.competence for p in points), default=0) == pytest.approx(1, abs=1e-8)
