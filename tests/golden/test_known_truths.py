@@ -138,7 +138,8 @@ def test_the_bits_of_a_table_are_the_closed_form_and_grow_with_the_world() -> No
             assert outcome["behaviour_bits"].parts == "policy"
             # symbols may be counted instead of written plainly, where that is shorter
             assert outcome["behaviour_bits"].value <= _table_bits(world.model.n_states, 5, k)
-            assert outcome["cells_bound"].value <= outcome["cells_found"].value <= k
+            # a patch of exceptions to one action may change more cells than it names
+            assert outcome["cells_bound"].value <= outcome["cells_found"].value
             found.append(outcome["retargetability"].value)
         ratios.append(np.mean(found))
     assert ratios == sorted(ratios)
