@@ -8,8 +8,10 @@ import numpy as np
 
 from retarget.errors import AgentError, GoalError
 from retarget.exact import Yardstick, best_actions, policy_table
+from retarget.goal import StateGoal
 from retarget.probe import UNIVERSAL_LAWS, Law, Metric, Outcome, Probe, Progress, Subject
 from retarget.row import Measurement
+from retarget.world import FiniteWorld
 
 
 class Behaviour(Probe):
@@ -27,20 +29,23 @@ class Behaviour(Probe):
     laws: ClassVar[frozenset[Law]] = UNIVERSAL_LAWS | {"relabel_invariant", "behaviour_only", "dead_parameters"}
 
     def measure(self, subject: Subject, *, progress: Progress | None = None) -> Outcome:
-        if subject.goal_b is None:
+        world, goal_b = subject.world, subject.goal_b
+        if goal_b is None:
             return self.all_not_applicable("no goal B was given")
+        if not isinstance(world, FiniteWorld) or not isinstance(goal_b, StateGoal):
+            return self.all_not_applicable("states cannot be listed here: the world is not finite")
         try:
-            judge = Yardstick.of(subject.world, subject.goal_b, gamma=subject.gamma)
-            probs = policy_table(subject.agent, subject.world.model)
+            judge = Yardstick.of(world, goal_b, gamma=subject.gamma)
+            probs = policy_table(subject.agent, world.model)
         except (AgentError, GoalError) as error:
             return self.all_not_applicable(str(error))
-        model = subject.world.model
-        best = best_actions(model, subject.goal_b, gamma=subject.gamma)
+        model = world.model
+        best = best_actions(model, goal_b, gamma=subject.gamma)
         logs = np.log2(np.where(probs > 0, probs, 1.0))
         entropy = -(probs * logs).sum(1)[judge.starts]
         agreement = (probs * best).sum(1)[judge.starts]
         counted = judge.optimal > 0
-        counted[list(subject.goal_b.states)] = False
+        counted[list(goal_b.states)] = False
         wrong = (((probs > 0) & ~best).any(1) & counted).sum()
         return Outcome(
             (

@@ -16,10 +16,14 @@ from retarget.code import ENUMERATIVE, FIXED_WIDTH
 from retarget.edit import Edit, Slot, Sparse, difference
 from retarget.editors import Candidate, Editor, RandomEditor, Task, default_editors, points, prove, shortest
 from retarget.editors.bound import fewest_cells_for_level, fewest_cells_for_success
+from retarget.editors.exceptions import behaviour_of
 from retarget.errors import AgentError, GoalError
-from retarget.exact import Yardstick, policy_table
+from retarget.exact import policy_table
+from retarget.judge import judge_of
 from retarget.probe import UNIVERSAL_LAWS, Law, Metric, Outcome, Probe, Progress, Subject
 from retarget.row import FrontierPoint, Measurement
+from retarget.trials import Trials
+from retarget.world import FiniteWorld
 
 _BITS = "least over editors: an upper bound"
 
@@ -52,6 +56,7 @@ class Retargetability(Probe):
         "required_competence": Metric("1", "level times competence_a: what counts as retargeted", 0.0, 1.0),
         "competence_b_before": Metric("1", "competence on B of the unedited agent", 0.0, 1.0),
         "competence_b_after": Metric("1", "competence on B of the agent with the shortest edit applied", 0.0, 1.0),
+        "competence_b_fresh": Metric("1", "the same on fresh starts, where competence is estimated", 0.0, 1.0),
         "edit_bits": Metric("bit", f"length of the shortest edit of the agent, {_BITS}", 0.0, None),
         "behaviour_bits": Metric("bit", f"the same for the table compiled from the agent, {_BITS}", 0.0, None),
         "retargetability": Metric("log2", "log2(behaviour_bits / edit_bits)", None, None),
@@ -84,26 +89,26 @@ class Retargetability(Probe):
         tell = progress or (lambda done, words: None)
         if subject.goal_b is None:
             return self.all_not_applicable("no goal B was given")
+        agent, world = subject.agent, subject.world
         try:
-            own = Yardstick.of(subject.world, subject.goal_a, gamma=subject.gamma)
-            judge = Yardstick.of(subject.world, subject.goal_b, gamma=subject.gamma)
-            table = compile_policy(subject.agent, subject.world)
+            own = judge_of(world, subject.goal_a, gamma=subject.gamma, seed=subject.seed)
+            judge = judge_of(world, subject.goal_b, gamma=subject.gamma, seed=subject.seed)
+            level = _Level(own.score(agent).competence, judge.score(agent).competence, subject.level)
         except (GoalError, AgentError) as error:
             return self.all_not_applicable(str(error))
-        probs = policy_table(subject.agent, subject.world.model)
-        level = _Level(own.competence(probs), judge.competence(probs), subject.level)
         known = level.measurements()
         nothing = level.nothing_to_measure(own.uniform_competence, judge.uniform_competence)
         if nothing:
             return self._closed(known, nothing)
 
         tell(0.1, "editing the agent")
-        task = Task(subject.agent, subject.world, judge, level.required, self.budget, subject.seed)
+        task = Task(agent, world, judge, level.required, self.budget, subject.seed)
+        table = compiled(task)
         found = self._search(task)
         tell(0.4, "editing its compiled table")
-        of_table = found if table.digest == subject.agent.digest else self._search(_of(task, table))
+        of_table = found if table.digest == agent.digest else self._search(_of(task, table))
         tell(0.7, "editing its blank")
-        blank = subject.agent.blank(subject.seed)
+        blank = agent.blank(subject.seed)
         of_blank = self._search(_of(task, blank))
         tell(0.9, "controls")
         search = _Search(task, found, _of(task, table), of_table, _of(task, blank), of_blank)
@@ -164,6 +169,13 @@ class _Level:
         return ""
 
 
+def compiled(task: Task) -> Agent:
+    """The table of an agent's behaviour: over states where they can be listed, else exceptions to what it does now."""
+    if task.exact is not None and isinstance(task.world, FiniteWorld):
+        return compile_policy(task.agent, task.world)
+    return behaviour_of(task.agent, task)
+
+
 def _of(task: Task, agent: Agent) -> Task:
     return Task(agent, task.world, task.judge, task.required, task.budget, task.seed)
 
@@ -208,13 +220,25 @@ class _Search:
             prove(self.task, best)
             out.append(Measurement.ok("kt_bits", best.spend.kt_bits(best.bits), spend=best.spend))
             out.append(Measurement.ok("competence_b_after", best.competence))
+        out.append(self._fresh(best))
         if table is not None:
             prove(self.table_task, table)
         return out + self._blank(best)
 
+    def _fresh(self, best: Candidate | None) -> Measurement:
+        """The shortest edit on starts that its search never saw."""
+        name, judge = "competence_b_fresh", self.task.judge
+        if not isinstance(judge, Trials):
+            return Measurement.not_applicable(name, "competence_b_after is exact, over every start")
+        if best is None:
+            return Measurement.failed(name, "there is no edit to try")
+        fresh = judge_of(judge.world, judge.goal, gamma=judge.gamma, seed=judge.seed, n=256, purpose="test")
+        score = fresh.score(best.edit.apply(self.task.agent))
+        return Measurement.ok(name, score.competence, ci_low=score.ci_low, ci_high=score.ci_high, n=score.n)
+
     def _blank(self, best: Candidate | None) -> list[Measurement]:
         names = ("blank_bits", "blank_ratio", "compute_ratio")
-        before = self.task.judge.competence(policy_table(self.blank_task.agent, self.task.world.model))
+        before = self.task.judge.score(self.blank_task.agent).competence
         if self.task.enough(before):
             return [Measurement.not_applicable(n, f"the blank already reaches B ({before:.4g})") for n in names]
         blank = shortest(self.blank_task, self.of_blank)
@@ -232,8 +256,13 @@ class _Search:
 
     def cells(self) -> list[Measurement]:
         """Fewest cells of the compiled table, found and proven, for bare success and for the required level."""
-        task, judge = self.table_task, self.task.judge
-        probs = policy_table(task.agent, task.world.model)
+        task = self.table_task
+        if task.exact is None:
+            names = ("cells_bare_success", "cells_bare_success_bound", "cells_found", "cells_bound")
+            reason = "cells are counted in finite worlds, for agents without memory"
+            return [Measurement.not_applicable(n, reason) for n in names]
+        model, judge = task.exact
+        probs = policy_table(task.agent, model)
         bare = level = None
         for candidate in self.of_table:
             edited = candidate.edit.apply(task.agent)
@@ -241,7 +270,7 @@ class _Search:
             changed = difference(task.agent, edited).n_cells
             if task.enough(candidate.competence):
                 level = min(changed, level) if level is not None else changed
-            if judge.success(policy_table(edited, task.world.model)) >= 1.0:
+            if judge.success(policy_table(edited, model)) >= 1.0:
                 bare = min(changed, bare) if bare is not None else changed
         reasons = "no table edit was found that does it"
         bare_reason = "the bound needs every state that can reach B to be a start"
@@ -306,7 +335,7 @@ def _dead_cells(task: Task, best: Candidate, n_dead: int) -> Measurement:
     dead = np.zeros(n_dead) if not isinstance(part.alphabet, Categorical) else np.zeros(n_dead, np.int64)
     padded = Padded(task.agent, part.name, dead)
     edit = Edit.of(padded, *best.edit.patches)
-    competence = task.judge.competence(policy_table(edit.apply(padded), task.world.model))
+    competence = task.judge.score(edit.apply(padded)).competence
     if abs(competence - best.competence) > 1e-12:
         return Measurement.failed(
             "dead_location_bits", f"dead cells changed competence from {best.competence:.12g} to {competence:.12g}"

@@ -12,7 +12,7 @@ import numpy as np
 
 from retarget.digest import digest_of
 from retarget.errors import AgentError, EditError
-from retarget.goal import StateGoal
+from retarget.goal import Goal
 from retarget.spend import Spend
 
 Role = Literal["table", "weight", "model", "goal_slot", "activation"]
@@ -126,14 +126,15 @@ class Agent(ABC):
 
     @abstractmethod
     def policy(self, obs: np.ndarray, carry: Carry = None) -> tuple[np.ndarray, Carry]:
-        """Action probabilities.
+        """Distributions over actions.
 
         Args:
-            obs: int `[B]` state indices in a finite world.
+            obs: int `[B]` state indices in a finite world, float32 `[B, O]` observations in one with continuous states.
             carry: recurrent state, None at the start of an episode and for agents without memory.
 
         Returns:
-            float64 `[B, A]` rows that sum to 1, and the next carry.
+            float64 `[B, A]` rows that sum to 1, or float64 `[B, 2, K]` mean and log standard deviation (minus infinity
+            for a sure action) where actions are continuous; and the next carry.
         """
 
     @abstractmethod
@@ -154,6 +155,11 @@ class Agent(ABC):
     def n_states(self) -> int | None:
         """Number of states of the finite world that the agent is for, or None where it does not depend on that."""
         return None
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether decisions depend on more than the present observation: `policy` then returns a carry."""
+        return False
 
     @property
     def simulations_per_action(self) -> int:
@@ -213,7 +219,7 @@ class SlotWrite:
 class HasGoalSlot(Protocol):
     """An agent that stores its goal in a slot."""
 
-    def slot_writes(self, goal: StateGoal) -> tuple[SlotWrite, ...]:
+    def slot_writes(self, goal: Goal) -> tuple[SlotWrite, ...]:
         """Ways to write this goal, best guess first; empty where the slot cannot express it."""
         ...
 
@@ -267,6 +273,6 @@ class HasModel(Protocol):
 class Trainable(Protocol):
     """An agent that can be trained further, toward another goal."""
 
-    def retrained(self, world: object, goal: StateGoal, *, budget: int, seed: int) -> tuple[Agent, Spend]:
+    def retrained(self, world: object, goal: Goal, *, budget: int, seed: int) -> tuple[Agent, Spend]:
         """The agent after training toward `goal` for `budget` episodes (or rounds), and what it took."""
         ...

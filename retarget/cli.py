@@ -212,7 +212,7 @@ def worlds() -> None:
 @app.command()
 def agents() -> None:
     """List the kinds of agents and their options."""
-    from retarget.agents.catalogue import catalogue
+    from retarget.catalogue import catalogue
 
     for id, entry in catalogue().items():
         _entry(id, entry.summary, {n: (o.default, o.meaning) for n, o in entry.options.items()})

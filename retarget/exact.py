@@ -14,6 +14,7 @@ import numpy as np
 from retarget.agent import Agent
 from retarget.errors import AgentError, GoalError
 from retarget.goal import StateGoal
+from retarget.trials import Score
 from retarget.world import FiniteModel, FiniteWorld
 
 #: Above this many states a linear solve is refused where it needs a dense inverse.
@@ -257,6 +258,53 @@ class Yardstick:
         """Competence of the policy that acts uniformly at random."""
         shape = (self.model.n_states, self.model.n_actions)
         return self.competence(np.full(shape, 1.0 / self.model.n_actions))
+
+    def score(self, agent: Agent) -> Score:
+        """Score of an agent on the goal: exact, by its table of behaviour; one with memory is followed from every
+        start.
+
+        Raises:
+            AgentError: when the agent does not fit the world, or has memory in a world (or with decisions) of chance.
+        """
+        if agent.has_memory:
+            steps, taken = self._followed(agent)
+            ratios = np.minimum(discount(steps, self.gamma) / self.optimal[self.starts], 1.0)
+            flops = taken * agent.flops_per_action
+            return Score(float(ratios.mean()), float((steps >= 0).mean()), len(steps), env_steps=taken, flops=flops)
+        probs = policy_table(agent, self.model)
+        flops = self.flops_to_score(probs) + agent.flops_per_action
+        return Score(self.competence(probs), self.success(probs), len(self.starts), flops=flops)
+
+    def ratios_of(self, agent: Agent) -> np.ndarray:
+        """`V^π / V*` of an agent at each start, with memory or without: float64 `[N]`, in [0, 1]."""
+        if not agent.has_memory:
+            return self.ratios(policy_table(agent, self.model))
+        steps, _ = self._followed(agent)
+        return np.asarray(np.minimum(discount(steps, self.gamma) / self.optimal[self.starts], 1.0))
+
+    def _followed(self, agent: Agent) -> tuple[np.ndarray, int]:
+        """Steps to the goal from each start (-1 for never), and steps taken in all.
+
+        Exact to γ^horizon < 1e-6: one decision and one successor a step, so that an episode is a single path.
+        """
+        if not self.model.is_deterministic:
+            raise AgentError(f"agent {agent.kind!r} has memory: its competence needs a world without chance")
+        goal = self.goal.mask(self.model.n_states)
+        horizon = max(int(np.ceil(np.log(1e-6) / np.log(self.gamma))), self.model.n_states)
+        state, carry = self.starts.astype(np.int64), None
+        steps = np.full(len(state), -1)
+        taken = 0
+        for t in range(1, horizon + 1):
+            probs, carry = agent.policy(state, carry)
+            if (probs.max(1) != 1.0).any():
+                raise AgentError(f"agent {agent.kind!r} has memory: its decisions must be greedy to be followed")
+            going = steps < 0
+            taken += int(going.sum())
+            state = np.where(going, self.model.next_state[state, probs.argmax(1), 0], state).astype(np.int64)
+            steps = np.where(going & goal[state], t, steps)
+            if (steps >= 0).all():
+                break
+        return steps, taken
 
     def flops_to_score(self, probs: np.ndarray) -> float:
         """Operations to score a policy `[S, A]`, by formula: 2 S for following successors, and 2/3 m³ to solve for the

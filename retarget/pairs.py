@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from retarget.errors import GoalError
-from retarget.goal import StateGoal
+from retarget.goal import Goal
 from retarget.rng import stream
-from retarget.world import FiniteWorld
+from retarget.world import World
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class GoalPlan:
         pairs: (A, B) with A a training goal; B alternates between held-out and training goals.
     """
 
-    training: tuple[StateGoal, ...]
-    held_out: tuple[StateGoal, ...]
-    pairs: tuple[tuple[StateGoal, StateGoal], ...]
+    training: tuple[Goal, ...]
+    held_out: tuple[Goal, ...]
+    pairs: tuple[tuple[Goal, Goal], ...]
 
     @classmethod
-    def draw(cls, world: FiniteWorld, *, n_pairs: int, seed: int, pool: int = 16) -> GoalPlan:
+    def draw(cls, world: World, *, n_pairs: int, seed: int, pool: int = 16) -> GoalPlan:
         """Draw a plan from the named stream (seed, "goals", the world).
 
         Args:
@@ -56,7 +56,7 @@ class GoalPlan:
         return cls(training, held_out, _alternate(_shuffled(fresh, rng), _shuffled(known, rng))[:n_pairs])
 
 
-Pair = tuple[StateGoal, StateGoal]
+Pair = tuple[Goal, Goal]
 
 
 def _shuffled(pairs: list[Pair], rng: np.random.Generator) -> list[Pair]:

@@ -9,9 +9,9 @@ from typing import ClassVar, Literal
 
 from retarget.agent import Agent
 from retarget.errors import AgentError, GoalError, ProbeError
-from retarget.goal import StateGoal
+from retarget.goal import Goal, RegionGoal, StateGoal
 from retarget.row import FrontierPoint, Measurement
-from retarget.world import FiniteWorld
+from retarget.world import FiniteWorld, World
 
 Law = Literal["deterministic", "pure", "bounded", "relabel_invariant", "behaviour_only", "dead_parameters"]
 #: Laws that every probe must obey; the others are declared by the probes that obey them.
@@ -34,7 +34,7 @@ class Subject:
 
     Attributes:
         agent: the agent, already trained.
-        world: a finite world.
+        world: a finite world, or one with continuous states.
         goal_a: the goal that the agent has.
         goal_b: the goal to give it, or None for probes that use one goal only.
         gamma: discount of competence, in (0, 1).
@@ -43,9 +43,9 @@ class Subject:
     """
 
     agent: Agent
-    world: FiniteWorld
-    goal_a: StateGoal
-    goal_b: StateGoal | None = None
+    world: World
+    goal_a: Goal
+    goal_b: Goal | None = None
     gamma: float = 0.95
     level: float = 0.95
     seed: int = 0
@@ -60,12 +60,9 @@ class Subject:
             raise ProbeError(f"gamma must lie strictly between 0 and 1, got {self.gamma!r}")
         if not 0 < self.level <= 1:
             raise ProbeError(f"level must lie in (0, 1], got {self.level!r}")
-        n_states = self.world.model.n_states
         for goal in (self.goal_a, self.goal_b):
-            if goal is not None and goal.states[-1] >= n_states:
-                raise GoalError(
-                    f"goal state {goal.states[-1]} is outside the world, which has states 0 to {n_states - 1}"
-                )
+            if goal is not None:
+                _check_goal(self.world, goal)
         if self.goal_b is not None and self.goal_a == self.goal_b:
             raise GoalError(f"goals A and B are the same ({self.goal_a.label}); choose another B")
         if not isinstance(self.agent, Agent):
@@ -76,6 +73,18 @@ class Subject:
     def with_(self, **changes: object) -> Subject:
         """A copy with some fields changed."""
         return replace(self, **changes)  # type: ignore[arg-type]
+
+
+def _check_goal(world: World, goal: Goal) -> None:
+    if isinstance(world, FiniteWorld) and isinstance(goal, StateGoal):
+        n_states = world.model.n_states
+        if goal.states[-1] >= n_states:
+            raise GoalError(f"goal state {goal.states[-1]} is outside the world, which has states 0 to {n_states - 1}")
+    elif isinstance(world, FiniteWorld) or not isinstance(goal, RegionGoal):
+        raise GoalError(
+            f"goal {goal.label} is a {type(goal).__name__}, which {world.spec_data.label} cannot have; "
+            "make it with world.as_goal(...)"
+        )
 
 
 @dataclass(frozen=True)

@@ -236,10 +236,11 @@ def _check_subject(probe: Probe, subject: Subject, random: object) -> None:
             f"probe {probe.name!r} broke the law 'deterministic': interval, spend or reason of {odd[0]} changed"
         )
     if "behaviour_only" in probe.laws:
-        table = compile_policy(subject.agent, subject.world)
+        world, _ = _finite(subject)
+        table = compile_policy(subject.agent, world)
         _same(probe, "behaviour_only", first, probe.measure(subject.with_(agent=table)))
     if "relabel_invariant" in probe.laws:
-        perm = np.arange(subject.world.model.n_states)
+        perm = np.arange(_finite(subject)[0].model.n_states)
         random.shuffle(perm)  # type: ignore[attr-defined]
         _same(probe, "relabel_invariant", first, probe.measure(relabelled(subject, perm)), tolerance=1e-9)
     if "dead_parameters" in probe.laws:
@@ -250,12 +251,20 @@ def _check_subject(probe: Probe, subject: Subject, random: object) -> None:
 
 def relabelled(subject: Subject, perm: np.ndarray) -> Subject:
     """The same subject with every state `s` of its world renamed to `perm[s]`."""
+    world, goal_a = _finite(subject)
+    goal_b = subject.goal_b
     return subject.with_(
         agent=relabel_agent(subject.agent, perm),
-        world=relabel_world(subject.world, perm),
-        goal_a=relabel_goal(subject.goal_a, perm),
-        goal_b=None if subject.goal_b is None else relabel_goal(subject.goal_b, perm),
+        world=relabel_world(world, perm),
+        goal_a=relabel_goal(goal_a, perm),
+        goal_b=relabel_goal(goal_b, perm) if isinstance(goal_b, StateGoal) else None,
     )
+
+
+def _finite(subject: Subject) -> tuple[FiniteWorld, StateGoal]:
+    """The subjects that probes are checked on are drawn in finite worlds."""
+    assert isinstance(subject.world, FiniteWorld) and isinstance(subject.goal_a, StateGoal)
+    return subject.world, subject.goal_a
 
 
 def _check_outcome(probe: Probe, outcome: Outcome) -> None:

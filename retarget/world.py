@@ -11,7 +11,7 @@ import numpy as np
 
 from retarget.digest import digest_of
 from retarget.errors import WorldError
-from retarget.goal import StateGoal
+from retarget.goal import RegionGoal, StateGoal
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,3 +159,112 @@ class FiniteWorld(Protocol):
 
 
 WorldOptions = Mapping[str, object]
+
+
+class Expert(Protocol):
+    """Who shows what to do toward one goal of a world with continuous states: a teacher and a yardstick.
+
+    It need not be optimal. What it reaches is a lower bound on the best that can be reached.
+    """
+
+    def act(self, state: np.ndarray) -> np.ndarray:
+        """Actions for float64 `[B, D]` states: int64 `[B]`, or float64 `[B, K]` where actions are continuous."""
+        ...
+
+
+@runtime_checkable
+class BoxWorld(Protocol):
+    """A world with continuous states, whose goal and start can be set, followed for many states at once.
+
+    It is a set of pure functions: no episode is in progress in it. `retarget.envs` gives the Gymnasium environment of
+    one. Dynamics are deterministic; all chance is in the start.
+    """
+
+    @property
+    def spec_data(self) -> WorldSpec: ...
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """Names of the D numbers of a state, with units where they have one."""
+        ...
+
+    @property
+    def n_actions(self) -> int | None:
+        """Number of discrete actions, or None where actions are continuous."""
+        ...
+
+    @property
+    def action_range(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Lowest and highest action, float64 `[K]` each, or None where actions are discrete."""
+        ...
+
+    @property
+    def observation_size(self) -> int:
+        """Length O of an observation."""
+        ...
+
+    @property
+    def horizon(self) -> int:
+        """Steps of an episode."""
+        ...
+
+    @property
+    def gamma(self) -> float:
+        """Discount of competence that suits the world's horizon."""
+        ...
+
+    @property
+    def gym_id(self) -> str | None:
+        """The Gymnasium environment whose dynamics these are, in which published returns are counted; or None."""
+        ...
+
+    @property
+    def goal(self) -> RegionGoal:
+        """The goal that the world comes with."""
+        ...
+
+    @property
+    def goals(self) -> tuple[RegionGoal, ...]:
+        """Goals that a study may draw from; the world's own is the first."""
+        ...
+
+    @property
+    def goal_features(self) -> tuple[str, ...]:
+        """Features that a goal may name."""
+        ...
+
+    def as_goal(self, value: object) -> RegionGoal:
+        """A `RegionGoal` of this world; the label of one of `goals`; or a number, the set-point of the main feature.
+
+        Raises:
+            GoalError: with what is there.
+        """
+        ...
+
+    def starts(self, n: int, *, rng: np.random.Generator) -> np.ndarray:
+        """Start states float64 `[n, D]`, stratified over the world's distribution of starts."""
+        ...
+
+    def observe(self, state: np.ndarray) -> np.ndarray:
+        """What an agent sees: float32 `[B, O]` of float64 `[B, D]`."""
+        ...
+
+    def advance(self, state: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """One step: float64 `[B, D]` next states, and bool `[B]` where the world ended the episode (a fall, say).
+
+        Args:
+            state: float64 `[B, D]`.
+            action: int64 `[B]`, or float64 `[B, K]`, clipped to the range.
+        """
+        ...
+
+    def inside(self, state: np.ndarray, goal: RegionGoal) -> np.ndarray:
+        """Bool `[B]`: which states are in the goal."""
+        ...
+
+    def expert(self, goal: RegionGoal) -> Expert:
+        """The best teacher that the world has for a goal."""
+        ...
+
+
+World = FiniteWorld | BoxWorld

@@ -148,7 +148,7 @@ def test_measure_takes_named_goals_and_other_worlds(tmp_path: Path) -> None:
 
 
 def test_lists_name_everything_that_a_study_may_ask_for() -> None:
-    from retarget.agents.catalogue import catalogue
+    from retarget.catalogue import catalogue
     from retarget.envs import WORLDS
     from retarget.probes import PROBES
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import retarget.study.cells as cells_module
-from retarget.agents.catalogue import AgentSpec, NotApplicableHere
+from retarget.catalogue import AgentSpec, NotApplicableHere
 from retarget.errors import RetargetError, StudyError
 from retarget.probe import Metric, Outcome, Probe, Progress, Subject
 from retarget.row import FRONTIER_COLUMNS, RESULT_COLUMNS, FrontierPoint, Measurement, frame

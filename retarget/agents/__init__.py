@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from retarget.agents.catalogue import AgentSpec, Recipe, build_agent, catalogue
 from retarget.agents.compiled import compile_policy
 from retarget.agents.controller import Controller
 from retarget.agents.planner import LearnedPlanner, Planner, exact_planner, learned_planner
@@ -11,16 +10,12 @@ from retarget.agents.tabular import GoalTable, QTable, TablePolicy, train_q_tabl
 compile = compile_policy
 
 __all__ = [
-    "AgentSpec",
     "Controller",
     "GoalTable",
     "LearnedPlanner",
     "Planner",
     "QTable",
-    "Recipe",
     "TablePolicy",
-    "build_agent",
-    "catalogue",
     "compile",
     "compile_policy",
     "exact_planner",

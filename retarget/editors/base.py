@@ -12,11 +12,12 @@ from retarget.agent import Agent, Layout
 from retarget.code import ENUMERATIVE, FIXED_WIDTH
 from retarget.edit import Dense, Edit, Patch, Slot, Sparse
 from retarget.errors import EditError
-from retarget.exact import Yardstick, policy_table
-from retarget.goal import StateGoal
+from retarget.exact import Yardstick
+from retarget.goal import Goal
 from retarget.row import FrontierPoint
 from retarget.spend import Spend
-from retarget.world import FiniteWorld
+from retarget.trials import Score, Trials
+from retarget.world import FiniteModel, FiniteWorld, World
 
 #: How close two exact competences must be to count as equal.
 TOLERANCE = 1e-9
@@ -29,22 +30,29 @@ class Task:
     Attributes:
         agent: the agent to edit.
         world: where.
-        judge: scores behaviour on goal B.
+        judge: scores behaviour on goal B, exactly in a finite world.
         required: competence that counts as retargeted, in (0, 1].
         budget: most candidate agents that the editor may build and score.
         seed: names the random streams.
     """
 
     agent: Agent
-    world: FiniteWorld
-    judge: Yardstick
+    world: World
+    judge: Yardstick | Trials
     required: float
     budget: int = 4096
     seed: int = 0
 
     @property
-    def goal(self) -> StateGoal:
+    def goal(self) -> Goal:
         return self.judge.goal
+
+    @property
+    def exact(self) -> tuple[FiniteModel, Yardstick] | None:
+        """The exact model and judge, in a finite world and for an agent without memory; None elsewhere."""
+        if isinstance(self.judge, Yardstick) and isinstance(self.world, FiniteWorld) and not self.agent.has_memory:
+            return self.world.model, self.judge
+        return None
 
     def enough(self, competence: float) -> bool:
         """Whether a competence meets the requirement."""
@@ -79,11 +87,10 @@ class Scorer:
     spend: Spend = field(default_factory=Spend)
 
     def score(self, agent: Agent) -> float:
-        """Exact competence of an agent on B; counts its decisions (planned once for all states) and the evaluation."""
-        probs = policy_table(agent, self.task.world.model)
-        flops = self.task.judge.flops_to_score(probs) + agent.flops_per_action
-        self.spend = self.spend + Spend(simulations=1, flops=flops)
-        return self.task.judge.competence(probs)
+        """Competence of an agent on B; counts its decisions (planned once for all states) and the evaluation."""
+        found: Score = self.task.judge.score(agent)
+        self.spend = self.spend + Spend(simulations=1, env_steps=found.env_steps, flops=found.flops)
+        return found.competence
 
     def candidate(self, edit: Edit, competence: float) -> Candidate:
         bits = ENUMERATIVE.length(edit, self.task.agent.layout)
@@ -143,7 +150,7 @@ def _rewrites(agent: Agent, patch: Patch) -> list[Patch | None]:
 def prove(task: Task, candidate: Candidate) -> None:
     """Raise EditError unless applying the edit gives the competence that the search promised."""
     edited = candidate.edit.apply(task.agent)
-    found = task.judge.competence(policy_table(edited, task.world.model))
+    found = task.judge.score(edited).competence
     if abs(found - candidate.competence) > TOLERANCE:
         raise EditError(
             f"editor {candidate.editor!r} promised competence {candidate.competence:.12g}, "
@@ -167,7 +174,7 @@ def points(task: Task, candidates: Iterable[Candidate], *, subject: str) -> tupl
                 bits=c.bits,
                 plain_bits=FIXED_WIDTH.length(c.edit, task.agent.layout),
                 competence=c.competence,
-                success=task.judge.success(policy_table(edited, task.world.model)),
+                success=task.judge.score(edited).success,
                 n_cells=c.edit.n_cells,
                 parts="+".join(c.edit.parts_touched),
                 spend=c.spend,

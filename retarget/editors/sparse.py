@@ -88,14 +88,14 @@ def _with_true_successors(scorer: Scorer) -> list[Edit]:
     the model is right already.
     """
     task, agent = scorer.task, scorer.task.agent
-    if not isinstance(agent, HasModel) or not isinstance(agent, HasGoalSlot):
+    if not isinstance(agent, HasModel) or not isinstance(agent, HasGoalSlot) or task.exact is None:
         return []
-    model = task.world.model
+    model, judge = task.exact
     part, cell = agent.model_cells()
     likely = np.take_along_axis(model.next_state, model.prob.argmax(2)[:, :, None], axis=2)[:, :, 0]
     for write in agent.slot_writes(task.goal):
         aimed = slot_edit(agent, write).apply(agent)
-        points = search_rows(task.judge, policy_table(aimed, model), required=task.required)
+        points = search_rows(judge, policy_table(aimed, model), required=task.required)
         good = [p for p in points if task.enough(p.competence)]
         if not good:
             return []

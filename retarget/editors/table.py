@@ -36,17 +36,18 @@ class TableEditor:
 
     def search(self, task: Task) -> Sequence[Candidate]:
         agent = task.agent
-        if not isinstance(agent, HasTable):
+        if not isinstance(agent, HasTable) or task.exact is None:
             return ()
         scorer = Scorer(task, self.name)
-        out = self._from(scorer, agent.table_view(), policy_table(agent, task.world.model), lambda s: (s,))
+        out = self._from(scorer, agent.table_view(), policy_table(agent, task.exact[0]), lambda s: (s,))
         return [*out, *self._on_slots(scorer), *self._filled(scorer, agent.table_view())]
 
     def _on_slots(self, scorer: Scorer) -> list[Candidate]:
         """On top of the slot writes that bring the agent nearest to B."""
-        agent, model = scorer.task.agent, scorer.task.world.model
-        if not isinstance(agent, HasGoalSlot):
+        agent, exact = scorer.task.agent, scorer.task.exact
+        if not isinstance(agent, HasGoalSlot) or exact is None:
             return []
+        model = exact[0]
         edits = [slot_edit(agent, write) for write in agent.slot_candidates()[: scorer.task.budget]]
         tried = [(scorer.score(e.apply(agent)), e) for e in edits if e.patches]
         # rounded, so that ties stay ties whatever order the states were summed in
@@ -69,7 +70,8 @@ class TableEditor:
     def _from(self, scorer: Scorer, view: TableView, probs: np.ndarray, patches: Patches) -> list[Candidate]:
         """Search from one behaviour; `patches` says how cells on top of it are written."""
         task, before = scorer.task, scorer.spend
-        points = search_rows(task.judge, probs, required=task.required)
+        assert task.exact is not None
+        points = search_rows(task.exact[1], probs, required=task.required)
         out = []
         for point in _thinned(points, task, self.n_points):
             cells = np.array([view.cell[s, a] for s, a in point.rows], dtype=np.int64)

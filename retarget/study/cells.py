@@ -12,18 +12,19 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from retarget import __version__
-from retarget.agents.catalogue import AgentSpec, NotApplicableHere, Recipe, build_agent
+from retarget.catalogue import AgentSpec, NotApplicableHere, Recipe, build_agent
 from retarget.digest import canonical_json
 from retarget.errors import ProbeError, StudyError
+from retarget.goal import StateGoal
 from retarget.probe import Outcome, Probe, Progress, Subject
 from retarget.row import SCHEMA_VERSION, FrontierPoint, Measurement
 from retarget.spend import Spend
 from retarget.study.spec import ProbeSpec, Study, make_probe
-from retarget.world import FiniteWorld, WorldSpec
+from retarget.world import BoxWorld, FiniteWorld, World, WorldSpec
 
 if TYPE_CHECKING:
     from retarget.agent import Agent
-    from retarget.goal import StateGoal
+    from retarget.goal import Goal
     from retarget.pairs import GoalPlan
 
 Row = dict[str, object]
@@ -120,11 +121,11 @@ class _Recent(Generic[T]):
         return self.kept[key]
 
 
-_worlds: _Recent[FiniteWorld] = _Recent(4)
+_worlds: _Recent[World] = _Recent(4)
 _agents: _Recent[Agent] = _Recent(16)
 
 
-def world_of(spec: WorldSpec) -> FiniteWorld:
+def world_of(spec: WorldSpec) -> World:
     """The world of a spec; the last few are kept."""
     from retarget.envs import make_world
 
@@ -203,13 +204,16 @@ def first_line(problem: BaseException) -> str:
 
 def _measure(cell: Cell, probe: Probe, identity: Row, progress: Progress | None) -> tuple[Outcome, Agent | None]:
     world = world_of(cell.world)
-    identity["n_states"] = world.model.n_states
+    identity["n_states"] = world.model.n_states if isinstance(world, FiniteWorld) else None
+    # a horizon has a discount of its own: the study's is for finite worlds
+    gamma = world.gamma if isinstance(world, BoxWorld) else cell.gamma
+    identity["gamma"] = float(gamma)
     goals = draw_goals(cell.world, cell.seed, cell.goal_pairs)
     goal_a, goal_b = goals.pairs[cell.pair]
     identity["goal_a"] = goal_a.label
     identity["goal_b"] = goal_b.label if type(probe).needs_goal_b else None
-    key = canonical_json([cell.group, list(goal_a.states)])
-    recipe = Recipe(world, goal_a, cell.seed, cell.gamma, goals)
+    key = canonical_json([cell.group, goal_key(goal_a)])
+    recipe = Recipe(world, goal_a, cell.seed, gamma, goals)
     try:
         agent = _agents.get(key, lambda: build_agent(cell.agent, recipe))
     except NotApplicableHere as reason:
@@ -217,11 +221,18 @@ def _measure(cell: Cell, probe: Probe, identity: Row, progress: Progress | None)
     given_b = goal_b if type(probe).needs_goal_b else None
     identity["agent_digest"] = agent.digest
     identity["goal_b_seen"] = goal_seen(agent, given_b)
-    subject = Subject(agent, world, goal_a, given_b, gamma=cell.gamma, level=cell.level, seed=cell.seed)
+    subject = Subject(agent, world, goal_a, given_b, gamma=gamma, level=cell.level, seed=cell.seed)
     return probe.measure(subject, progress=progress), agent
 
 
-def goal_seen(agent: Agent, goal: StateGoal | None) -> bool | None:
+def goal_key(goal: Goal) -> object:
+    """What tells goals apart, as plain data."""
+    if isinstance(goal, StateGoal):
+        return list(goal.states)
+    return [[list(t) for t in goal.targets], goal.hold]
+
+
+def goal_seen(agent: Agent, goal: Goal | None) -> bool | None:
     """Whether a goal was among an agent's training goals; None where it declares none."""
     seen = getattr(agent, "training_goals", None)
     return None if seen is None or goal is None else goal in seen

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from retarget import __version__
 from retarget.digest import canonical_json
 from retarget.errors import GoalError
-from retarget.goal import StateGoal
+from retarget.goal import Goal
 from retarget.probe import Probe, Subject
 from retarget.rng import stream
 from retarget.row import SCHEMA_VERSION
-from retarget.study.cells import Row, goal_seen, rows_of
+from retarget.study.cells import Row, goal_key, goal_seen, rows_of
 from retarget.study.spec import ProbeSpec, make_probe
-from retarget.world import FiniteWorld
+from retarget.world import FiniteWorld, World
 
 if TYPE_CHECKING:
     from retarget.agent import Agent
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 DEFAULT_PROBES = (ProbeSpec("robustness"), ProbeSpec("retargetability"))
 
 
-def draw_other_goals(world: FiniteWorld, goal: StateGoal, *, n: int, seed: int = 0) -> tuple[StateGoal, ...]:
+def draw_other_goals(world: World, goal: Goal, *, n: int, seed: int = 0) -> tuple[Goal, ...]:
     """At most `n` goals of the world other than `goal`, drawn from the named stream (seed, "other goals", the world).
 
     Raises:
@@ -40,10 +40,10 @@ def draw_other_goals(world: FiniteWorld, goal: StateGoal, *, n: int, seed: int =
 
 def measure_agent(
     agent: Agent,
-    world: FiniteWorld,
+    world: World,
     *,
-    goal: StateGoal,
-    others: Sequence[StateGoal],
+    goal: Goal,
+    others: Sequence[Goal],
     label: str,
     agent_id: str = "file",
     probes: Sequence[ProbeSpec] = DEFAULT_PROBES,
@@ -65,10 +65,10 @@ def measure_agent(
         gamma, level, seed: see `retarget.probe.Subject`.
         on_step: told the steps done, the steps in all, and what comes next.
     """
-    steps: list[tuple[Probe, ProbeSpec, StateGoal | None]] = []
+    steps: list[tuple[Probe, ProbeSpec, Goal | None]] = []
     for spec in probes:
         probe = make_probe(spec)
-        wanted: Sequence[StateGoal | None] = others if type(probe).needs_goal_b else (None,)
+        wanted: Sequence[Goal | None] = others if type(probe).needs_goal_b else (None,)
         steps += [(probe, spec, b) for b in wanted]
     results: list[Row] = []
     frontiers: list[Row] = []
@@ -86,9 +86,9 @@ def measure_agent(
 
 def _identity(
     agent: Agent,
-    world: FiniteWorld,
-    goal: StateGoal,
-    other: StateGoal | None,
+    world: World,
+    goal: Goal,
+    other: Goal | None,
     probe: ProbeSpec,
     gamma: float,
     level: float,
@@ -97,10 +97,10 @@ def _identity(
     content = {
         "schema": SCHEMA_VERSION,
         "version": __version__,
-        "world": world.model.digest,
+        "world": world.model.digest if isinstance(world, FiniteWorld) else world.spec_data.as_dict(),
         "agent": agent.digest,
         "probe": probe.as_dict(),
-        "goals": [list(goal.states), None if other is None else list(other.states)],
+        "goals": [goal_key(goal), None if other is None else goal_key(other)],
         "gamma": gamma,
         "level": level,
         "seed": seed,
@@ -110,7 +110,7 @@ def _identity(
         "probe": probe.id,
         "world_id": world.spec_data.id,
         "world": world.spec_data.label,
-        "n_states": world.model.n_states,
+        "n_states": world.model.n_states if isinstance(world, FiniteWorld) else None,
         "agent_digest": agent.digest,
         "goal_a": goal.label,
         "goal_b": None if other is None else other.label,

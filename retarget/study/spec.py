@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from retarget.agents.catalogue import AgentSpec, check_spec
+from retarget.catalogue import AgentSpec, check_spec
 from retarget.digest import canonical_json
 from retarget.errors import RetargetError, StudyError, unknown
 from retarget.study.known import check_option, check_world_id, check_world_option, probe_defaults, takes_lists

@@ -17,7 +17,7 @@ from retarget.agents import (
     learned_planner,
     train_q_table,
 )
-from retarget.agents.catalogue import AgentSpec, Recipe, build_agent
+from retarget.catalogue import AgentSpec, Recipe, build_agent
 from retarget.editors import SlotEditor, TableEditor
 from retarget.envs import make_world
 from retarget.exact import policy_table

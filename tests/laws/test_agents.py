@@ -24,7 +24,7 @@ from retarget.agents import (
     learned_planner,
     train_q_table,
 )
-from retarget.agents.catalogue import AgentSpec, NotApplicableHere, Recipe, build_agent, catalogue, check_spec
+from retarget.catalogue import AgentSpec, NotApplicableHere, Recipe, build_agent, catalogue, check_spec
 from retarget.agents.tabular import default_palette
 from retarget.agents.wrappers import (
     ModelWorld,

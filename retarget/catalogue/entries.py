@@ -1,4 +1,4 @@
-"""Agents by name: what a study file and the command line may ask for."""
+"""The entries of the catalogue: kinds of agents, what names one, and how one is built."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from retarget.agent import Agent
 from retarget.errors import StudyError, unknown
-from retarget.goal import StateGoal
+from retarget.goal import Goal, StateGoal
 from retarget.pairs import GoalPlan
-from retarget.world import FiniteWorld
+from retarget.world import FiniteWorld, World
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,23 @@ class Option:
 class Recipe:
     """What a builder is given beside its own options."""
 
-    world: FiniteWorld
-    goal: StateGoal
+    world: World
+    goal: Goal
     seed: int
     gamma: float
     plan: GoalPlan | None = None
+
+    def finite(self) -> tuple[FiniteWorld, StateGoal]:
+        """World and goal, where the world is finite.
+
+        Raises:
+            NotApplicableHere: where it is not.
+        """
+        if isinstance(self.world, FiniteWorld) and isinstance(self.goal, StateGoal):
+            return self.world, self.goal
+        raise NotApplicableHere(
+            f"{self.world.spec_data.label} has continuous states, which this kind of agent cannot list"
+        )
 
 
 class NotApplicableHere(Exception):  # noqa: N818 - an answer, not an error
@@ -76,7 +88,7 @@ class AgentSpec:
 
 def catalogue() -> Mapping[str, AgentEntry]:
     """Every kind of agent, by id."""
-    from retarget.agents import builders
+    from retarget.catalogue import builders
 
     return builders.ENTRIES
 
@@ -111,4 +123,4 @@ def build_agent(spec: AgentSpec, recipe: Recipe) -> Agent:
     entry = catalogue()[spec.id]
     options = {name: option.default for name, option in entry.options.items()} | dict(spec.options)
     agent = entry.build(recipe, **options)
-    return compile_policy(agent, recipe.world) if spec.compiled else agent
+    return compile_policy(agent, recipe.finite()[0]) if spec.compiled else agent

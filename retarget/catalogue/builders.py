@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from retarget.agent import Agent
-from retarget.agents.catalogue import AgentEntry, NotApplicableHere, Option, Recipe
 from retarget.agents.controller import Controller
 from retarget.agents.planner import exact_planner, learned_planner
 from retarget.agents.tabular import GoalTable, QTable, train_q_table
+from retarget.catalogue.entries import AgentEntry, NotApplicableHere, Option, Recipe
 from retarget.errors import StudyError
+from retarget.goal import StateGoal
 
 
 def _exploring(starts: object) -> bool:
@@ -19,51 +20,55 @@ def _exploring(starts: object) -> bool:
 
 
 def _q_table(recipe: Recipe, *, episodes: int, starts: str, epsilon: float) -> QTable:
+    world, goal = recipe.finite()
     trained, _ = train_q_table(
-        recipe.world, recipe.goal, episodes=episodes, exploring=_exploring(starts), seed=recipe.seed,
+        world, goal, episodes=episodes, exploring=_exploring(starts), seed=recipe.seed,
         gamma=recipe.gamma, epsilon=epsilon,
     )  # fmt: skip
     return trained
 
 
 def _goal_table(recipe: Recipe, *, episodes: int) -> GoalTable:
-    goals = recipe.plan.training if recipe.plan is not None else recipe.world.goals[:8]
-    goals = tuple(dict.fromkeys((recipe.goal, *goals)))
+    world, own = recipe.finite()
+    given = recipe.plan.training if recipe.plan is not None else world.goals[:8]
+    goals = tuple(dict.fromkeys((own, *(g for g in given if isinstance(g, StateGoal)))))
     rows, starts = [], np.zeros(0, np.int64)
     for goal in goals:
-        trained, _ = train_q_table(
-            recipe.world, goal, episodes=episodes, exploring=True, seed=recipe.seed, gamma=recipe.gamma
-        )
+        trained, _ = train_q_table(world, goal, episodes=episodes, exploring=True, seed=recipe.seed, gamma=recipe.gamma)
         rows.append(trained.greedy_symbols())
         starts = np.union1d(starts, [] if trained.starts is None else trained.starts).astype(np.int64)
     # the order of the goals is the table's own: sorted, so that the slot does not give A away by being 0
     order = sorted(range(len(goals)), key=lambda i: goals[i])
     symbols = np.stack([rows[i] for i in order])
     sorted_goals = tuple(goals[i] for i in order)
-    return GoalTable(symbols, sorted_goals.index(recipe.goal), sorted_goals, recipe.world.model.n_actions, starts)
+    return GoalTable(symbols, sorted_goals.index(own), sorted_goals, world.model.n_actions, starts)
 
 
 def _controller(recipe: Recipe) -> Controller:
-    position, moves = recipe.world.coordinates, recipe.world.action_moves
+    world, goal = recipe.finite()
+    position, moves = world.coordinates, world.action_moves
     if position is None or moves is None:
-        raise NotApplicableHere(f"a controller needs coordinates, which {recipe.world.spec_data.label} does not have")
-    target = position[recipe.goal.states[0]]
+        raise NotApplicableHere(f"a controller needs coordinates, which {world.spec_data.label} does not have")
+    target = position[goal.states[0]]
     return Controller(target, moves.astype(np.float64), position, int(position.max()) + 1)
 
 
 def _planner(recipe: Recipe) -> Agent:
-    return exact_planner(recipe.world, recipe.goal, gamma=recipe.gamma)
+    world, goal = recipe.finite()
+    return exact_planner(world, goal, gamma=recipe.gamma)
 
 
 def _depth_planner(recipe: Recipe, *, depth: int) -> Agent:
-    return exact_planner(recipe.world, recipe.goal, gamma=recipe.gamma, depth=depth)
+    world, goal = recipe.finite()
+    return exact_planner(world, goal, gamma=recipe.gamma, depth=depth)
 
 
 def _learned_planner(recipe: Recipe, *, data: str, episodes: int, epsilon: float) -> Agent:
     if data not in ("near", "everywhere"):
         raise StudyError(f"data must be 'near' or 'everywhere', got {data!r}")
+    world, goal = recipe.finite()
     return learned_planner(
-        recipe.world, recipe.goal, everywhere=data == "everywhere", episodes=episodes, epsilon=epsilon,
+        world, goal, everywhere=data == "everywhere", episodes=episodes, epsilon=epsilon,
         seed=recipe.seed, gamma=recipe.gamma,
     )  # fmt: skip
 

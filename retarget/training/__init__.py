@@ -1,0 +1,1 @@
+"""Training on PyTorch Lightning: cloning, DQN and PPO; and what they train on."""
