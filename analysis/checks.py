@@ -158,6 +158,8 @@ def check_all(results: pl.DataFrame) -> tuple[Check, ...]:
         _controller,
         _learned,
         _goal_table,
+        _distilled,
+        _many_goals,
         _random_edits,
         _plain_code,
         _bounds,
@@ -200,7 +202,7 @@ def _far_apart(rows: Rows, name: AgentName, mine: pl.DataFrame) -> Check:
         return Check(rule, "cannot tell", "no goal pair was measured on both", where)
     verdicts, texts = [], []
     for _, world, n_states, values in rows.by_world(name, "retargetability"):
-        if n_states >= 100:
+        if n_states is not None and n_states >= 100:
             mean = estimate("retargetability", values)
             verdicts.append(above(mean, 3.0 if n_states >= 400 else 1.0))
             texts.append(f"{world}, {n_states} states: {with_interval(mean)} over {mean.n} pairs")
@@ -389,6 +391,52 @@ def _goal_table(rows: Rows) -> list[Check]:
         a, b = estimate("retargetability", seen), estimate("retargetability", held)
         found = f"retargetability {with_interval(a)} for trained goals, {with_interval(b)} for held-out ones"
         out.append(Check(rule, above(welch_difference(seen, held), 0.0), found, where))
+    return out
+
+
+def _distilled(rows: Rows) -> list[Check]:
+    """Networks of one goal, beside the planner that they were distilled from and the tables compiled from them."""
+    out = []
+    planners = [v for n in rows.role("planner") for v in rows.values(n, "retargetability")]
+    for name in rows.role("network"):
+        own = rows.values(name, "retargetability")
+        robust = rows.values(name, "robustness")
+        if not own or not planners or not robust:
+            continue
+        mine, theirs = estimate("retargetability", own), estimate("retargetability", planners)
+        found = (
+            f"robustness {with_interval(estimate('robustness', robust))}; retargetability {with_interval(mine)} over "
+            f"{mine.n} pairs, of the planner {with_interval(theirs)} over {theirs.n}"
+        )
+        rule = f"{name.label} acts like the planner (robustness at least 0.99), and is less retargetable"
+        like = above(estimate("robustness", robust), 0.99)
+        where = (("agent", name.label), ("metric", "retargetability"))
+        out.append(Check(rule, _both(like, _apart(theirs, mine)), found, where))
+    return out
+
+
+def _many_goals(rows: Rows) -> list[Check]:
+    """The slot of a many-goal network: cheap for training goals; lost where goals were shuffled in training."""
+    import polars as pl
+
+    out = []
+    shuffled = [v for n in rows.role("network, goals shuffled") for v in rows.values(n, "retargetability")]
+    for name in rows.role("network, many goals"):
+        own = rows.of(name, "retargetability").filter(pl.col("status") == "ok")
+        seen = own.filter(pl.col("goal_b_seen"))["value"].sort().to_list()
+        held = own.filter(~pl.col("goal_b_seen"))["value"].sort().to_list()
+        if not seen:
+            continue
+        trained = estimate("retargetability", seen)
+        found = f"trained goals {with_interval(trained)} over {trained.n} pairs"
+        found += f"; held-out goals {with_interval(estimate('retargetability', held))} over {len(held)}" if held else ""
+        where = (("agent", name.label), ("metric", "retargetability"))
+        out.append(Check(f"{name.label}: above 0 for goals that it was trained on", above(trained, 0.0), found, where))
+        if shuffled:
+            lost = estimate("retargetability", shuffled)
+            rule = f"{name.label} is more retargetable than the network whose goals were shuffled in training"
+            words = f"{with_interval(trained)} against {with_interval(lost)} over {lost.n} pairs"
+            out.append(Check(rule, _apart(trained, lost), words, where))
     return out
 
 

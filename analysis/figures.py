@@ -17,6 +17,7 @@ from retarget.analysis.summary import (
     growth,
     growth_points,
     identical_pairs,
+    sized,
     wide_rows,
     worlds,
 )
@@ -45,10 +46,16 @@ _ROLE_COLOUR = {
     "table, to the limit": 1,
     "table, little training": 1,
     "table": 1,
+    "network": 6,
+    "network, many goals": 6,
+    "network, goals shuffled": 7,
     "file": 6,
     "other": 7,
 }
-_EDITOR_COLOUR = {"slot": 0, "table": 1, "sparse": 2, "retrain": 3, "random": 7, "lowrank": 4, "activation": 5}
+_EDITOR_COLOUR = {
+    "slot": 0, "table": 1, "exceptions": 1, "sparse": 2, "retrain": 3, "retrain_weights": 3, "random": 7,
+    "low_rank": 4, "activation": 5, "bias": 6,
+}  # fmt: skip
 _SUBJECTS = ("agent", "table", "blank")
 
 
@@ -358,7 +365,7 @@ def plane_by_world(results: pl.DataFrame) -> Figure | None:
     for (_, world, n_states), points in found:
         zero = alt.Chart(_data([{"y": 0}])).mark_rule(color=MUTED, strokeDash=[4, 4]).encode(y="y:Q")
         layers = [zero, *_marks(_plane_rows(points), names, scales, size=55, short=True)]
-        title = f"{world}, {n_states} states"
+        title = sized(world, n_states)
         charts.append(alt.layer(*layers).properties(width=215, height=170, title=title))
     return Figure(
         "plane-by-world",
@@ -415,7 +422,7 @@ def _frontier(
     results: pl.DataFrame,
     frontiers: pl.DataFrame,
     world: str,
-    n_states: int,
+    n_states: int | None,
     pair: tuple[str, str, int],
     *,
     name: str,
@@ -442,9 +449,9 @@ def _frontier(
     return Figure(
         name,
         f"What a change of goal costs: {world}, from goal {a} to goal {b}",
-        f"Competence on the new goal against the length of the edit, {n_states} states, seed {seed}: the pair whose "
-        "change of behaviour has the median length in this world. Lines are the best found at each length: solid for "
-        "the agent, dashed for the table of its behaviour, dotted for the untrained (blank) agent. The horizontal "
+        f"Competence on the new goal against the length of the edit in {sized(world, n_states)}, seed {seed}: the pair "
+        "whose change of behaviour has the median length in this world. Lines are the best found at each length: solid "
+        "for the agent, dashed for the table of its behaviour, dotted for the untrained (blank) agent. The horizontal "
         "line is the required competence.",
         svg_of(alt.concat(*panels, columns=3, spacing=20), name),
         folded,
@@ -690,9 +697,7 @@ def pair_figure(results: pl.DataFrame) -> Figure | None:
             for k, value in enumerate(values):
                 # A fixed spread across the strip, so that equal values can be counted; no random jitter.
                 offset = ((k * 0.618034) % 1 - 0.5) * 0.34 + (0.22 if who.compiled else -0.22)
-                rows.append(
-                    {"world": f"{world}, {n_states} states", "row": i + offset, "agent": who.label, "value": value}
-                )
+                rows.append({"world": sized(world, n_states), "row": i + offset, "agent": who.label, "value": value})
     labels = [agent.label, table.label]
     titles = {r["world"]: round(r["row"]) for r in rows}
     span = [min(-0.5, *[r["value"] for r in rows]), max(1.0, *[r["value"] for r in rows]) * 1.04]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from retarget.analysis.checks import Check, check_all, number, with_interval
+from retarget.analysis.editors import EDITOR_COLUMNS, editor_table
 from retarget.analysis.figures import Figure, draw_all
 from retarget.analysis.page import Cell, embedded, figure_cell, json_block, key_list, label, page, static_table, text
 from retarget.analysis.statistics import Estimate
@@ -103,6 +104,7 @@ def report_html(results: pl.DataFrame, frontiers: pl.DataFrame | None = None) ->
         ("figures", "Figures", _figures(rest)),
         ("agents", "Agents, over all worlds", _summary(results)),
         ("details", "Pairs, growth and goals", _pairs(results) + _growth(results) + _goals(results)),
+        ("editors", "Editors, and what was saved", _editors(results, frontiers)),
         ("controls", "Controls", _controls(results)),
         ("gaps", "What could not be measured", _gaps(results)),
         ("means", "Every metric, by agent and world", _means(results)),
@@ -400,6 +402,23 @@ def _goals(results: pl.DataFrame) -> str:
         for r in table
     ]
     return f'<div class="card"><h3>Goals seen in training, and held-out goals</h3>{static_table(head, rows)}</div>'
+
+
+def _editors(results: pl.DataFrame, frontiers: pl.DataFrame | None) -> str:
+    rows = editor_table(results, frontiers).rows(named=True)
+    if not rows:
+        return ""
+    head = [("agent", ""), ("world", ""), ("editor that won", "pairs"), *EDITOR_COLUMNS.values()]
+    cells = []
+    for row in rows:
+        line = [label(row["agent"]), label(row["world"]), label(row["winners"])]
+        cells.append(line + [figure_cell(number(row[name]), row[name]) for name in EDITOR_COLUMNS])
+    note = (
+        "Geometric means over goal pairs. Saved bits: the blank's shortest edit over the agent's (above 1, what the "
+        "agent knows saves bits). Saved compute: the operations to find the two, likewise. Retrained: the shortest "
+        "edit that training everything on from the agent gave."
+    )
+    return _card(static_table(head, cells), note=note)
 
 
 def _controls(results: pl.DataFrame) -> str:

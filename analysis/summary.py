@@ -38,6 +38,7 @@ METRICS: tuple[str, ...] = (
     "competence_a",
     "competence_b_before",
     "competence_b_after",
+    "competence_b_fresh",
     "required_competence",
     "random_competence",
     "random_success_rate",
@@ -49,10 +50,13 @@ METRICS: tuple[str, ...] = (
     "policy_entropy",
     "agreement_b",
     "states_to_change",
+    "prequential_bits",
+    "prequential_blank_bits",
+    "prequential_ratio",
 )
 
 #: Ratios are averaged as ratios: by the geometric mean.
-RATIOS = frozenset({"blank_ratio", "compute_ratio"})
+RATIOS = frozenset({"blank_ratio", "compute_ratio", "prequential_ratio"})
 
 #: Shares and competences: their intervals are cut at 0 and 1.
 SHARES = frozenset(
@@ -95,6 +99,9 @@ Role = Literal[
     "table, little training",
     "table, to the limit",
     "table",
+    "network",
+    "network, many goals",
+    "network, goals shuffled",
     "file",
     "other",
 ]
@@ -109,6 +116,9 @@ ROLES: tuple[Role, ...] = (
     "table, to the limit",
     "table, little training",
     "table",
+    "network",
+    "network, many goals",
+    "network, goals shuffled",
     "file",
     "other",
 )
@@ -165,6 +175,10 @@ def _role(agent_id: str, label: str) -> Role:
         return "learned model, near" if re.search(r"\bnear\b", label) else "learned model, everywhere"
     if agent_id == "q_table":
         return _table_role(label)
+    if agent_id == "network":
+        if "shuffled" in label:
+            return "network, goals shuffled"
+        return "network, many goals" if re.search(r"many|all goals", label) else "network"
     known: dict[str, Role] = {
         "planner": "planner",
         "depth_planner": "depth planner",
@@ -196,10 +210,19 @@ def natural_key(text: str) -> tuple[object, ...]:
     return tuple((1, int(p), "") if p.isdigit() and p.isascii() else (0, 0, p) for p in re.split(r"([0-9]+)", text))
 
 
-def worlds(rows: pl.DataFrame) -> tuple[tuple[str, str, int], ...]:
-    """Every (world_id, world, n_states), by family, then size, then name."""
+def worlds(rows: pl.DataFrame) -> tuple[tuple[str, str, int | None], ...]:
+    """Every (world_id, world, n_states), by family, then size, then name; no number of states where it is infinite."""
     found = rows.select("world_id", "world", "n_states").unique().rows()
     return tuple(sorted(found, key=lambda w: (w[0], w[2] or 0, natural_key(w[1]))))
+
+
+def sized(world: str, n_states: int | None) -> str:
+    """A world's name with its size, as a reader sees it.
+
+    >>> sized("Maze", 104), sized("Pendulum", None)
+    ('Maze, 104 states', 'Pendulum, continuous states')
+    """
+    return f"{world}, {'continuous' if n_states is None else n_states} states"
 
 
 def estimate(metric: str, values: Sequence[float]) -> Estimate:

@@ -1,4 +1,4 @@
-"""Worlds: batched grid worlds as Gymnasium environments, adapters for others, and the checker for both.
+"""Worlds: batched grid worlds as Gymnasium environments, worlds with continuous states, adapters, and the checker.
 
 Importing this package registers the worlds with Gymnasium; the names below load on first use.
 
@@ -15,9 +15,15 @@ from typing import TYPE_CHECKING
 from retarget.envs.registration import register_all
 
 _LAZY = {
+    "BOX_WORLDS": "retarget.envs.catalogue",
     "WORLDS": "retarget.envs.catalogue",
     "WorldEntry": "retarget.envs.catalogue",
     "WorldOption": "retarget.envs.catalogue",
+    "BoxEnv": "retarget.envs.control",
+    "ControlWorld": "retarget.envs.control",
+    "Feature": "retarget.envs.control",
+    "StartBox": "retarget.envs.control",
+    "Axis": "retarget.envs.control",
     "FiniteEnv": "retarget.envs.base",
     "GridWorld": "retarget.envs.grid",
     "make_world": "retarget.envs.make",
@@ -32,8 +38,9 @@ _LAZY = {
 
 if TYPE_CHECKING:
     from retarget.envs.base import FiniteEnv
-    from retarget.envs.catalogue import WORLDS, WorldEntry, WorldOption
+    from retarget.envs.catalogue import BOX_WORLDS, WORLDS, WorldEntry, WorldOption
     from retarget.envs.check import check_world
+    from retarget.envs.control import Axis, BoxEnv, ControlWorld, Feature, StartBox
     from retarget.envs.from_gym import GymWorld, world_from_gym
     from retarget.envs.grid import GridWorld
     from retarget.envs.make import make_world
@@ -41,12 +48,18 @@ if TYPE_CHECKING:
     from retarget.envs.vector import GridVectorWorld, VectorWorld
 
 __all__ = [
+    "BOX_WORLDS",
     "WORLDS",
+    "Axis",
+    "BoxEnv",
+    "ControlWorld",
+    "Feature",
     "FiniteEnv",
     "GridVectorWorld",
     "GridWorld",
     "GymWorld",
     "Rollout",
+    "StartBox",
     "VectorWorld",
     "WorldEntry",
     "WorldOption",

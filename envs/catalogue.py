@@ -91,12 +91,16 @@ def _plain(value: object) -> object:
 
 @dataclass(frozen=True)
 class WorldEntry:
-    """A registered world: short name, Gymnasium id, one line about it, and its options."""
+    """A registered world: short name, Gymnasium id, one line about it, and its options.
+
+    `gym_id` is Gymnasium's own environment with the same dynamics, where there is one: its id names the world too.
+    """
 
     name: str
     id: str
     summary: str
     options: Mapping[str, WorldOption]
+    gym_id: str | None = None
 
     def resolve(self, given: Mapping[str, object]) -> dict[str, object]:
         """Every option with its value, defaults filled in.
@@ -152,7 +156,7 @@ def _entry(name: str, summary: str, extra: Mapping[str, WorldOption] | None = No
     return WorldEntry(name, f"retarget/{name}-v0", summary, MappingProxyType({**_COMMON, **(extra or {})}))
 
 
-#: Every world of ours, by short name.
+#: Every finite world of ours, by short name.
 WORLDS: Mapping[str, WorldEntry] = MappingProxyType(
     {
         "OpenGrid": _entry("OpenGrid", "an empty square"),
@@ -164,8 +168,36 @@ WORLDS: Mapping[str, WorldEntry] = MappingProxyType(
 )
 
 
+def _box(name: str, gym_id: str, steps: int, summary: str) -> WorldEntry:
+    options = {
+        "start": WorldOption("standard", "where episodes start: as usual, or all over the states", choices=BOX_STARTS),
+        "goal": WorldOption(None, "goal of the world: a label, a number, or features with set-points", place=True),
+        "horizon": WorldOption(steps, "steps of an episode", low=3, high=2**31 - 1),
+    }
+    return WorldEntry(name, f"retarget/{name}-v0", summary, MappingProxyType(options), gym_id)
+
+
+BOX_STARTS = ("standard", "wide")
+
+#: Every world of ours with continuous states, by short name. Gymnasium's ids name them too.
+BOX_WORLDS: Mapping[str, WorldEntry] = MappingProxyType(
+    {
+        "MountainCar": _box("MountainCar", "MountainCar-v0", 200, "a car in a valley, too weak to drive straight up"),
+        "CartPole": _box("CartPole", "CartPole-v1", 500, "a pole balanced on a cart; the episode ends when it falls"),
+        "Pendulum": _box("Pendulum", "Pendulum-v1", 200, "a pendulum with a weak motor; torque is continuous"),
+        "Acrobot": _box("Acrobot", "Acrobot-v1", 500, "two links that hang from a bar, with a motor between them"),
+    }
+)
+
+
 def find_entry(name: str) -> WorldEntry | None:
-    """The entry of a short name or a registered id, or None."""
-    if name in WORLDS:
-        return WORLDS[name]
-    return next((e for e in WORLDS.values() if e.id == name), None)
+    """The entry of a short name, a registered id, or the id of Gymnasium's own environment; or None.
+
+    >>> find_entry("CartPole-v1").name
+    'CartPole'
+    """
+    for worlds in (WORLDS, BOX_WORLDS):
+        if name in worlds:
+            return worlds[name]
+    every = (*WORLDS.values(), *BOX_WORLDS.values())
+    return next((e for e in every if name in (e.id, e.gym_id)), None)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from retarget.envs.catalogue import WORLDS, find_entry
+from retarget.envs.catalogue import BOX_WORLDS, WORLDS, find_entry
 from retarget.errors import WorldError, unknown
 from retarget.world import WorldSpec
 
@@ -17,16 +17,18 @@ if TYPE_CHECKING:
 _TOY_TEXT = ("FrozenLake", "FrozenLake8x8", "CliffWalking", "CliffWalkingSlippery", "Taxi")
 
 
-def make_world(world: str | WorldSpec, **options: object) -> FiniteEnv:
+def make_world(world: str | WorldSpec, **options: object) -> Any:
     """Build a world.
 
     Args:
-        world: a short name (`"FourRooms"`), a registered id (`"retarget/FourRooms-v0"`), a `WorldSpec`, or the id of
-            an environment that is registered with Gymnasium and carries a transition table (`"FrozenLake-v1"`).
-        options: options of the world, over those of the spec; `retarget.envs.WORLDS` lists them.
+        world: a short name (`"FourRooms"`, `"MountainCar"`), a registered id (`"retarget/FourRooms-v0"`), a
+            `WorldSpec`, or the id of an environment of Gymnasium's that is one of ours (`"MountainCar-v0"`) or carries
+            a transition table (`"FrozenLake-v1"`).
+        options: options of the world, over those of the spec; `retarget.envs.WORLDS` and `BOX_WORLDS` list them.
 
     Returns:
-        a Gymnasium environment that implements `retarget.world.FiniteWorld`.
+        a Gymnasium environment that implements `retarget.world.FiniteWorld`, or, for a world with continuous states, a
+        `retarget.world.BoxWorld` (its Gymnasium environment is `retarget.envs.BoxEnv(world)`).
 
     Raises:
         WorldError: for an unknown world or option, an ill-typed value, or an environment without a table.
@@ -36,6 +38,8 @@ def make_world(world: str | WorldSpec, **options: object) -> FiniteEnv:
     104
     >>> make_world(make_world("Maze", seed=3).spec_data).spec_data.label
     'Maze(seed=3, size=13)'
+    >>> make_world("MountainCar-v0").goal.label
+    'right hill'
     """
     if isinstance(world, WorldSpec):
         name, given = world.id, {**dict(world.options), **options}
@@ -48,6 +52,10 @@ def make_world(world: str | WorldSpec, **options: object) -> FiniteEnv:
     entry = find_entry(name)
     if entry is None:
         return _from_gym(name, given)
+    if entry.name in BOX_WORLDS:
+        from retarget.envs.control import control_world
+
+        return control_world(entry.name, **entry.resolve(given))
     from retarget.envs.grid import GridWorld
 
     if "layout" in given:
@@ -80,7 +88,7 @@ def _from_gym(name: str, given: dict[str, object]) -> FiniteEnv:
 
     if ":" in name or name.startswith("retarget/") or name not in registry:
         near = [n for n in registry if ":" not in n and not n.startswith("retarget/")]
-        known = [*WORLDS, *(n for n in near if n.split("-")[0] in _TOY_TEXT)]
+        known = [*WORLDS, *BOX_WORLDS, *(n for n in near if n.split("-")[0] in _TOY_TEXT)]
         raise WorldError(unknown("world", name, known))
     from retarget.envs.from_gym import world_from_gym
 

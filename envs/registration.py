@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+BOX_NAMES = ("MountainCar", "CartPole", "Pendulum", "Acrobot")
 NAMES = ("OpenGrid", "FourRooms", "Maze", "KeyDoor", "Cliff")
 
 
@@ -22,3 +23,7 @@ def register_all() -> None:
                 vector_entry_point="retarget.envs.vector:GridVectorWorld",
                 kwargs={"layout": name},
             )
+    for name in BOX_NAMES:
+        env_id = f"retarget/{name}-v0"
+        if env_id not in registry:
+            register(id=env_id, entry_point="retarget.envs.control.gym_env:BoxEnv", kwargs={"world": name})

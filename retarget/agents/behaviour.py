@@ -20,7 +20,7 @@ from retarget.errors import AgentError
 from retarget.world import BoxWorld, FiniteWorld, World
 
 #: Tiles along each axis of the observations. Finer grids are left out where they would have more cells than this.
-RESOLUTIONS = (2, 4, 8, 16, 32)
+RESOLUTIONS = (2, 4, 8, 16, 32, 64)
 MOST_CELLS = 1 << 20
 #: Torques and forces that exceptions may name, where actions are continuous.
 LEVELS = 5
@@ -178,15 +178,15 @@ class BehaviourTable(Agent):
         said = self.symbols(obs)
         if not self.has_memory:
             return self._write(probs, said), None
-        row = self._rows(obs) if before is None else before.row
+        row = self.row_of(obs) if before is None else before.row
         time = 0 if before is None else before.time
         if time < self.episodes.shape[1]:
             told = np.where(row >= 0, self.episodes[row, time], 0)
             said = np.where(told > 0, told, said)
         return self._write(probs, said), _Carry(row, time + 1, after)
 
-    def _rows(self, obs: np.ndarray) -> np.ndarray:
-        """Which of the known starts each observation is, -1 for none."""
+    def row_of(self, obs: np.ndarray) -> np.ndarray:
+        """Which of the starts that can be named each observation is, -1 for none: int64 `[B]`."""
         flat, known = np.asarray(obs).reshape(len(obs), -1), self.first.reshape(len(self.first), -1)
         same = (flat[:, None] == known[None]).all(2)
         return np.where(same.any(1), same.argmax(1), -1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -57,8 +58,7 @@ class MLP(nn.Module):
         super().__init__()
         widths = [inputs, *hidden]
         self.hidden = nn.ModuleList(
-            nn.Sequential(nn.Linear(a, b, bias=bias), activation(act))
-            for a, b in zip(widths[:-1], widths[1:], strict=True)
+            nn.Sequential(nn.Linear(a, b, bias=bias), activation(act)) for a, b in pairwise(widths)
         )
         self.out = nn.Linear(widths[-1], outputs, bias=bias)
         self.squash, self.scale = squash, scale
@@ -106,7 +106,7 @@ class CNN(nn.Module):
         super().__init__()
         _odd(kernel)
         planes = [channels, *convs]
-        pairs = list(zip(planes[:-1], planes[1:], strict=True))
+        pairs = list(pairwise(planes))
         self.convs = nn.ModuleList(
             nn.Sequential(nn.Conv2d(a, b, kernel, padding=kernel // 2), activation(act)) for a, b in pairs
         )

@@ -135,7 +135,7 @@ class GoalInput:
 
     Attributes:
         kind: `one_hot`: a real cell for each state, 1 on the goal's first state; `place`: two real cells, the
-            goal's row and column; `plane`: a real cell for each cell of the grid; `token`: one symbol, the goal's first state;
+            goal's row and column; `plane`: a real cell for each cell of the grid; `token`: one symbol, its first state;
             `set_point`: a real cell for each feature, its centre.
         size: number of cells; for `token` the number of symbols.
         place: int `[S, 2]` row and column of each state (`place`, `plane`).
@@ -395,7 +395,8 @@ class NetworkAgent(Agent):
 
     @property
     def fixed_arrays(self) -> Mapping[str, np.ndarray]:
-        return self.sensor.arrays
+        place = None if self.goal_input is None else self.goal_input.place
+        return self.sensor.arrays if place is None else {**self.sensor.arrays, "goal_place": place}
 
     @property
     def n_states(self) -> int | None:
@@ -511,7 +512,10 @@ def call(architecture: Architecture, parts: Mapping[str, Tensor], x: Tensor, car
     weights = {real: parts[short] for short, real in architecture.names.items()}
     vectors = {h: parts[STEER + h.name] for h in architecture.hooks if STEER + h.name in parts}
     fired: dict[str, int] = dict.fromkeys((h.name for h in vectors), 0)
-    handles = [module.get_submodule(h.name).register_forward_hook(_adder(h, v, fired)) for h, v in vectors.items()]
+    handles = [
+        module.get_submodule(h.name).register_forward_hook(_adder(h, v, fired), prepend=True)
+        for h, v in vectors.items()
+    ]
     try:
         scores, after = functional_call(module, weights, (x, carry))
     finally:

@@ -193,13 +193,16 @@ def _episodes(scorer: Scorer) -> list[Candidate]:
         return []
     symbols, ratios = _shown(agent, world, judge)
     before = judge.ratios(judge.traces(agent))
-    gain, cost = ratios - before, (symbols > 0).sum(0)
+    # a table that was made for other starts cannot name these
+    row = agent.row_of(world.observe(judge.starts))
+    gain, cost = np.where(row >= 0, ratios - before, 0.0), (symbols > 0).sum(0)
     order = np.argsort(-(gain / np.maximum(cost, 1)))
     reached = before.mean() + np.cumsum(gain[order]) / len(gain)
     good = np.flatnonzero(reached >= task.required)
     take = order[: int(good[0]) + 1] if good.size else order
+    take = take[row[take] >= 0]
     table = np.zeros_like(agent.episodes)
-    table[take, : len(symbols)] = symbols[:, take].T
+    table[row[take], : len(symbols)] = symbols[:, take].T
     cells = np.flatnonzero(table)
     if not cells.size:
         return []

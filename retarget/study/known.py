@@ -44,11 +44,9 @@ def takes_lists(world_id: str, name: str) -> bool:
 
 def _world_entry(world_id: str) -> WorldEntry | None:
     """The entry of a world of ours, by short name or registered id; None for any other."""
-    from retarget.envs import WORLDS
+    from retarget.envs.catalogue import find_entry
 
-    if world_id in WORLDS:
-        return WORLDS[world_id]
-    return next((entry for entry in WORLDS.values() if entry.id == world_id), None)
+    return find_entry(world_id)
 
 
 def probe_defaults(probe_id: str) -> Mapping[str, object]:

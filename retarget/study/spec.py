@@ -108,9 +108,29 @@ class Study:
         }
 
 
+#: Studies that come with the library, by name, with a line about each.
+STUDIES: Mapping[str, str] = {
+    "ladder": "the default: tables, controllers and planners in finite worlds (minutes)",
+    "networks": "networks beside the planner that they were distilled from and tables, 5 seeds (about half an hour)",
+    "architectures": "five kinds of networks, trained in three ways (about half an hour)",
+    "control": "networks in worlds with continuous states (about half an hour)",
+}
+
+
+def study_path(name: str | Path = "ladder") -> Path:
+    """Where a study is: a file, or one that comes with the library, by its name.
+
+    Raises:
+        StudyError: when there is neither.
+    """
+    if str(name) in STUDIES and not Path(name).exists():
+        return Path(__file__).with_name(f"{name}.toml")
+    return Path(name)
+
+
 def default_study_path() -> Path:
     """The study that `retarget run` takes when none is named."""
-    return Path(__file__).with_name("ladder.toml")
+    return study_path("ladder")
 
 
 def load_study(path: str | Path) -> Study:
@@ -119,9 +139,11 @@ def load_study(path: str | Path) -> Study:
     Raises:
         StudyError: in one line: the file, the line in it, what is wrong, and the nearest right name.
     """
-    file = Path(path)
+    file = study_path(path)
     if not file.is_file():
-        raise StudyError(f"study file {str(path)!r} does not exist; pass the path of a TOML file")
+        raise StudyError(
+            f"study file {str(path)!r} does not exist; pass the path of a TOML file, or one of {', '.join(STUDIES)}"
+        )
     if file.stat().st_size > MAX_BYTES:
         raise StudyError(f"study file {str(path)!r} has {file.stat().st_size} bytes; a study has at most {MAX_BYTES}")
     try:
