@@ -137,7 +137,7 @@ class Rows:
         parts = self.of(name, "edit_bits").filter(pl.col("status") == "ok")["parts"]
         return parts.len() > 0 and set(parts) == {"policy"}
 
-    def by_world(self, name: AgentName, metric: str) -> list[tuple[str, str, int, list[float]]]:
+    def by_world(self, name: AgentName, metric: str) -> list[tuple[str, str, int | None, list[float]]]:
         """Its values that are ok, world by world."""
         import polars as pl
 
@@ -285,7 +285,7 @@ def _grows(rows: Rows, name: AgentName, fit: dict[str, Any]) -> Check:
     """Largest world of a family against its smallest, over goal pairs; the slope beside it."""
     sizes: dict[int, list[float]] = {}
     for family, _, n_states, values in rows.by_world(name, "retargetability"):
-        if family == fit["world_id"]:
+        if family == fit["world_id"] and n_states is not None:
             sizes.setdefault(n_states, []).extend(values)
     small, large = min(sizes), max(sizes)
     slope = Estimate(fit["per_doubling"], fit["per_doubling_low"], fit["per_doubling_high"], fit["n_points"])

@@ -317,6 +317,8 @@ def _summary_schema() -> dict[str, pl.DataType]:
 def metric_means(results: pl.DataFrame) -> pl.DataFrame:
     """Mean, interval and counts of every metric by agent, world and probe; a user's own probes included.
 
+    Intervals are over rows; of a single row, its own.
+
     Returns:
         Columns `agent`, `world`, `n_states`, `probe`, `metric`, `unit`, `mean`, `ci_low`, `ci_high`, `ok`,
         `not_applicable`, `failed`.
@@ -326,6 +328,7 @@ def metric_means(results: pl.DataFrame) -> pl.DataFrame:
     keys = ["agent_id", "agent", "world_id", "world", "n_states", "probe", "metric", "unit"]
     groups = results.group_by(keys).agg(
         pl.col("value").filter(pl.col("status") == "ok").sort().alias("values"),
+        pl.col("ci_low", "ci_high").filter(pl.col("status") == "ok"),
         *[(pl.col("status") == s).sum().cast(pl.Int64).alias(s) for s in ("ok", "not_applicable", "failed")],
     )
     out = []
@@ -340,6 +343,8 @@ def metric_means(results: pl.DataFrame) -> pl.DataFrame:
         ),
     ):
         found = estimate(row["metric"], row["values"]) if row["values"] else None
+        if found is not None and found.n == 1:  # one row: its own interval, where it has one
+            found = Estimate(found.value, row["ci_low"][0], row["ci_high"][0], 1)
         out.append(
             {k: row[k] for k in ("agent", "world", "n_states", "probe", "metric", "unit")}
             | {"mean": found.value if found else None}

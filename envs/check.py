@@ -1,4 +1,4 @@
-"""`check_world`: holds any finite world, a user's own included, to the laws of the protocol."""
+"""`check_world`: holds any world, a user's own included, to the laws of the protocol."""
 
 from __future__ import annotations
 
@@ -25,12 +25,14 @@ MAX_GOALS = 64
 def check_world(world: Any, *, seed: int = 0) -> None:
     """Check that a world obeys the protocol; a companion of Gymnasium's `check_env`.
 
-    Checked, by name: `protocol` (everything is there), `spec` (it rebuilds the same world), `model`, `places` (goals
-    and states round trip), `goals` (each can be reached), `reset` (options are honoured, unknown ones refused, no start
-    lies in the goal), `observations` (in their space), `steps` (the environment moves as its model says, and ends and
-    pays on entering the goal), `goal_free` (the model does not change with the goal), `determinism` (same seed, same
-    episode). Up to 4,000 state-action pairs are stepped, all of them in small worlds; of those with several
-    successors up to 64 are stepped 400 times each, and frequencies compared by Hoeffding bounds under which a
+    A world with continuous states goes to `retarget.envs.control.check.check_box_world`, which names its own laws.
+
+    Checked in finite worlds, by name: `protocol` (everything is there), `spec` (it rebuilds the same world), `model`,
+    `places` (goals and states round trip), `goals` (each can be reached), `reset` (options are honoured, unknown ones
+    refused, no start lies in the goal), `observations` (in their space), `steps` (the environment moves as its model
+    says, and ends and pays on entering the goal), `goal_free` (the model does not change with the goal), `determinism`
+    (same seed, same episode). Up to 4,000 state-action pairs are stepped, all of them in small worlds; of those with
+    several successors up to 64 are stepped 400 times each, and frequencies compared by Hoeffding bounds under which a
     correct world is rejected with probability below 1e-9.
 
     The world's goal in force is as before afterwards; its current episode is not.
@@ -46,6 +48,12 @@ def check_world(world: Any, *, seed: int = 0) -> None:
     >>> check_world(make_world("FourRooms", size=7, slip=0.2))
     """
     bare = getattr(world, "unwrapped", world)
+    if not hasattr(bare, "model"):
+        from retarget.envs.control.check import check_box_world, continuous
+
+        if continuous(bare):
+            check_box_world(bare, seed=seed)
+            return
     _protocol(bare)
     goal = bare.goal
     checker = _Checker(bare, seed)

@@ -86,6 +86,15 @@ def _from_gym(name: str, given: dict[str, object]) -> FiniteEnv:
     # Only an exact key of the registry goes on: Gymnasium would import code for an id such as "module:Env-v0".
     from gymnasium.envs.registration import registry
 
+    if name.startswith("MiniGrid-"):
+        from retarget.envs.minigrid import minigrid_world
+
+        return minigrid_world(name, **given)
+    if name.startswith("LunarLander"):
+        raise WorldError(
+            f"{name!r} cannot be a world: its state lies in Box2D's bodies and contacts, which numbers cannot set; "
+            "choose one of " + ", ".join(BOX_WORLDS)
+        )
     if ":" in name or name.startswith("retarget/") or name not in registry:
         near = [n for n in registry if ":" not in n and not n.startswith("retarget/")]
         known = [*WORLDS, *BOX_WORLDS, *(n for n in near if n.split("-")[0] in _TOY_TEXT)]

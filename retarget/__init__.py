@@ -25,7 +25,11 @@ _LAZY = {
     "Subject": "retarget.probe",
     "RetargetError": "retarget.errors",
     "compile_policy": "retarget.agents.compiled",
+    "RegionGoal": "retarget.goal",
+    "load": "retarget.io.load",
     "load_table": "retarget.io.tables",
+    "save": "retarget.io.load",
+    "wrap": "retarget.io.load",
     "make_world": "retarget.envs",
     "world_from_gym": "retarget.envs",
     "check_world": "retarget.envs",
@@ -39,7 +43,8 @@ if TYPE_CHECKING:
     from retarget.edit import Dense, Edit, LowRank, Slot, Sparse
     from retarget.envs import check_world, make_world, world_from_gym
     from retarget.errors import RetargetError
-    from retarget.goal import StateGoal
+    from retarget.goal import RegionGoal, StateGoal
+    from retarget.io.load import load, save, wrap
     from retarget.io.tables import load_table
     from retarget.probe import Probe, Subject
     from retarget.world import FiniteModel, WorldSpec
@@ -52,6 +57,7 @@ __all__ = [
     "LowRank",
     "Part",
     "Probe",
+    "RegionGoal",
     "RetargetError",
     "Slot",
     "Sparse",
@@ -60,10 +66,13 @@ __all__ = [
     "WorldSpec",
     "check_world",
     "compile_policy",
+    "load",
     "load_table",
     "make_world",
     "measure",
+    "save",
     "world_from_gym",
+    "wrap",
 ]
 
 

@@ -9,11 +9,12 @@ import numpy as np
 
 from retarget.agent import Agent
 from retarget.errors import AgentError, GoalError, ProbeError, WorldError
-from retarget.exact import policy_table
-from retarget.goal import StateGoal
+from retarget.goal import Goal
+from retarget.judge import judge_of
+from retarget.probe import Subject
 from retarget.study.single import DEFAULT_PROBES, draw_other_goals, measure_agent
 from retarget.study.spec import ProbeSpec
-from retarget.world import FiniteWorld
+from retarget.world import BoxWorld, FiniteWorld, World
 
 if TYPE_CHECKING:
     import polars as pl
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
 
 def measure(
     agent: Agent,
-    world: FiniteWorld,
+    world: World,
     goals: Iterable[object] | int = 12,
     *,
     goal: object = None,
     probes: Sequence[str] | None = None,
-    gamma: float = 0.95,
+    gamma: float | None = None,
     level: float = 0.95,
     seed: int = 0,
     name: str | None = None,
@@ -35,11 +36,11 @@ def measure(
 
     Args:
         agent: what to measure.
-        world: a finite world (`retarget.make_world`, `retarget.world_from_gym`).
+        world: a finite world, or one with continuous states (`retarget.make_world`, `retarget.world_from_gym`).
         goals: goals B to give it, in any form that `world.as_goal` takes; or how many to draw.
         goal: the goal A that it has; by default the world's.
         probes: names of probes; by default robustness and retargetability.
-        gamma: discount of competence, in (0, 1).
+        gamma: discount of competence, in (0, 1); without one 0.95 in finite worlds, elsewhere the world's own.
         level: required competence on B, as a share of the agent's own on A.
         seed: names every random stream.
         name: what the rows call the agent; by default its kind.
@@ -59,14 +60,14 @@ def measure(
     """
     from retarget.row import frame
 
-    if not isinstance(world, FiniteWorld):
-        raise WorldError(f"expected a finite world, got {type(world).__name__}; make one with retarget.make_world")
+    if not isinstance(world, (FiniteWorld, BoxWorld)):
+        raise WorldError(f"expected a world, got {type(world).__name__}; make one with retarget.make_world")
     if not isinstance(agent, Agent):
         raise AgentError(f"expected an agent, got {type(agent).__name__}; see retarget.agents")
-    policy_table(agent, world.model)
+    discount = gamma if gamma is not None else world.gamma if isinstance(world, BoxWorld) else 0.95
     own = world.goal if goal is None else world.as_goal(goal)
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ProbeError(f"seed must be an integer, got {seed!r}; pass e.g. seed=0")
+    Subject(agent, world, own, gamma=discount, level=level, seed=seed)  # what does not fit says so now
+    judge_of(world, own, gamma=discount).score(agent)
     if isinstance(goals, (int, np.integer)) and not isinstance(goals, bool):
         others = draw_other_goals(world, own, n=int(goals), seed=seed)
     else:
@@ -77,13 +78,18 @@ def measure(
         raise ProbeError("probes is empty; name at least one, or leave it out for robustness and retargetability")
     rows, _ = measure_agent(
         agent, world, goal=own, others=others, label=name or agent.kind, agent_id=agent.kind, probes=specs,
-        gamma=gamma, level=level, seed=seed,
+        gamma=discount, level=level, seed=seed,
     )  # fmt: skip
     return frame(rows)
 
 
-def _named(world: FiniteWorld, goals: object) -> tuple[StateGoal, ...]:
-    if isinstance(goals, tuple) and len(goals) == 2 and all(isinstance(g, int) for g in goals):
+def _named(world: World, goals: object) -> tuple[Goal, ...]:
+    if (
+        isinstance(world, FiniteWorld)
+        and isinstance(goals, tuple)
+        and len(goals) == 2
+        and all(isinstance(g, int) for g in goals)
+    ):
         raise GoalError(
             f"goals={goals!r} could be one cell or two states; write goals=[{goals!r}] or goals={list(goals)!r}"
         )

@@ -13,10 +13,11 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from retarget.goal import StateGoal
+    from retarget.agent import Agent
+    from retarget.goal import Goal
     from retarget.study.executor import Executor, Watcher
     from retarget.study.run import RunReport
-    from retarget.world import FiniteWorld
+    from retarget.world import World
 
 #: Exit codes: a cell failed unexpectedly; bad input; stopped by the user.
 FAILED, BAD_INPUT, STOPPED = 1, 2, 130
@@ -65,7 +66,10 @@ def _root(
 
 @app.command()
 def run(
-    study: Annotated[Path | None, typer.Argument(help="Study file (TOML); without one, the default study.")] = None,
+    study: Annotated[
+        Path | None,
+        typer.Argument(help="Study file (TOML), or ladder (the default), networks, architectures, control."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/NAME without one.")] = None,
     workers: Annotated[int, typer.Option(help="Worker processes; 0 for one a core.", min=0)] = 0,
     shard: Annotated[str, typer.Option(help="Run part i of n, such as 2/4; parts share one --out.")] = "1/1",
@@ -103,32 +107,126 @@ def run(
 
 @app.command()
 def measure(
-    file: Annotated[Path, typer.Argument(help="Table of actions, probabilities or values: .npy .npz .csv .parquet")],
+    file: Annotated[
+        Path,
+        typer.Argument(help="A table, a Stable-Baselines3 zip, weights (.safetensors, .pth), or a folder of `train`."),
+    ],
     world: Annotated[str, typer.Option(help="World that it was made for: one of ours, or a Gymnasium id.")],
     size: Annotated[int | None, typer.Option(help="Side of the world.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Another option of the world, KEY=VALUE.")] = None,
-    goal: Annotated[str, typer.Option(help="Goal of the table: ROW,COL or STATE; the world's own without.")] = "",
+    goal: Annotated[
+        str, typer.Option(help="Goal that it has: ROW,COL, STATE, a set-point or a label; the world's own without.")
+    ] = "",
     goals: Annotated[
-        list[str] | None, typer.Option(help='Goals to give it, ROW,COL or STATE, such as "1,1 5,2"; repeatable.')
+        list[str] | None,
+        typer.Option(
+            help='Goals to give it: cells or states such as "1,1 5,2", or a set-point or a label; repeatable.'
+        ),
     ] = None,
     pairs: Annotated[int, typer.Option(help="Goals to give it, drawn from the world's, if none is named.")] = 12,
-    as_: Annotated[str, typer.Option("--as", help="What the table holds: auto, policy or q.")] = "auto",
+    as_: Annotated[str, typer.Option("--as", help="What a table holds: auto, policy or q.")] = "auto",
+    normalise: Annotated[
+        Path | None, typer.Option(help="Statistics of the observations that it was trained on, .npz or .json.")
+    ] = None,
+    episodes: Annotated[
+        int, typer.Option(help="Episodes of the return that is counted first; 0 for none.", min=0)
+    ] = 100,
     seed: Annotated[int, typer.Option(help="Names the random draws.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for results.parquet and report.html.")] = None,
 ) -> None:
-    """Measure a table that somebody trained: robustness, and how cheaply its goal can be changed."""
+    """Measure a policy that somebody trained: robustness, and how cheaply its goal can be changed."""
     _one_thread()
     from retarget.envs import make_world
-    from retarget.io.tables import load_table
+    from retarget.io.load import load
     from retarget.study.single import draw_other_goals
 
     place = make_world(world, **_options(set_ or [], size))
-    agent = load_table(file, place, kind=as_)  # type: ignore[arg-type]
-    goal_a = place.as_goal(_place(goal)) if goal else place.goal
-    named = tuple(dict.fromkeys(place.as_goal(_place(text)) for given in goals or [] for text in given.split()))
+    agent = load(file, world=place, normalise=normalise, kind=as_)  # type: ignore[arg-type]
+    goal_a = _goal(place, goal) if goal else place.goal
+    named = tuple(dict.fromkeys(g for given in goals or [] for g in _goals(place, given)))
     _check_folder(out)
     others = named or draw_other_goals(place, goal_a, n=pairs, seed=seed)
+    console = _console()
+    _say_return(agent, place, episodes, seed, console)
     _measure(agent, place, goal_a, others, file, seed, out)
+
+
+def _say_return(agent: Agent, world: World, episodes: int, seed: int, console: Console) -> None:
+    """What the policy earns where its return was published: a wrong normalisation or activation shows here first."""
+    for note in getattr(agent, "notes", ()):
+        console.print(f"note: {note}", markup=False, highlight=False)
+    gym_id = getattr(world, "gym_id", None)
+    if gym_id is None or not episodes:
+        return
+    from retarget.io.returns import play
+
+    found = play(agent, gym_id, episodes=episodes, seed=seed)
+    console.print(
+        f"return in {gym_id}: {found.mean:.1f} ± {found.std:.1f} over {episodes} greedy episodes", highlight=False
+    )
+
+
+def _goals(world: World, text: str) -> list[Goal]:
+    """The goals of one --goals: several cells or states, or one set-point or label."""
+    from retarget.world import FiniteWorld
+
+    pieces = text.split() if isinstance(world, FiniteWorld) else [text.strip()]
+    return [_goal(world, piece) for piece in pieces]
+
+
+def _goal(world: World, text: str) -> Goal:
+    from retarget.world import FiniteWorld
+
+    if isinstance(world, FiniteWorld):
+        return world.as_goal(_place(text))
+    try:
+        return world.as_goal(float(text))
+    except ValueError as error:
+        from retarget.errors import RetargetError
+
+        if isinstance(error, RetargetError):
+            raise
+        return world.as_goal(text)
+
+
+@app.command()
+def train(
+    agent: Annotated[str, typer.Argument(help="Kind of agent: see `retarget agents`.")] = "network",
+    world: Annotated[str, typer.Option(help="World to train it in.")] = "FourRooms",
+    size: Annotated[int | None, typer.Option(help="Side of the world.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Another option of the world, KEY=VALUE.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="Option of the agent, KEY=VALUE; repeatable.")] = None,
+    goal: Annotated[str, typer.Option(help="Goal to train it for; the world's own without.")] = "",
+    seed: Annotated[int, typer.Option(help="Names every random draw.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for agent.json and arrays.safetensors.")] = Path("agent"),
+) -> None:
+    """Train an agent, and save it where `retarget measure` finds it."""
+    _one_thread()
+    from retarget.catalogue import AgentSpec, NotApplicableHere, Recipe, build_agent
+    from retarget.envs import make_world
+    from retarget.errors import AgentError
+    from retarget.io.native import save_agent
+    from retarget.pairs import GoalPlan
+    from retarget.world import BoxWorld
+
+    place = make_world(world, **_options(set_ or [], size))
+    spec = AgentSpec(agent, tuple(sorted(_options(option or []).items())))
+    goal_a = _goal(place, goal) if goal else place.goal
+    gamma = place.gamma if isinstance(place, BoxWorld) else 0.95
+    plan = GoalPlan.draw(place, n_pairs=1, seed=seed)
+    _check_folder(out)
+    console = _console()
+    with console.status(f"training {spec.label} in {place.spec_data.label}"):
+        try:
+            trained = build_agent(spec, Recipe(place, goal_a, seed, gamma, plan))
+        except NotApplicableHere as reason:
+            raise AgentError(f"{agent!r} cannot be made here: {reason}") from None
+    from retarget.judge import judge_of
+
+    score = judge_of(place, goal_a, gamma=gamma, seed=seed).score(trained)
+    save_agent(trained, out)
+    console.print(f"competence on {goal_a.label}: {score.competence:.3f} over {score.n} starts", highlight=False)
+    typer.echo(f"saved: {out}")
 
 
 def _check_folder(out: Path | None) -> None:
@@ -146,32 +244,29 @@ def _check_folder(out: Path | None) -> None:
 
 
 def _measure(
-    agent: object,
-    world: FiniteWorld,
-    goal: StateGoal,
-    others: tuple[StateGoal, ...],
-    file: Path,
-    seed: int,
-    out: Path | None,
+    agent: Agent, world: World, goal: Goal, others: tuple[Goal, ...], file: Path, seed: int, out: Path | None
 ) -> None:
-    from rich.progress import Progress
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     from retarget.analysis.summary import metric_means
     from retarget.row import FRONTIER_COLUMNS, RESULT_COLUMNS, frame
     from retarget.study.screen import metric_table, reasons
     from retarget.study.single import measure_agent
     from retarget.study.table import FRONTIERS, RESULTS, write_parquet
+    from retarget.world import BoxWorld
 
     console = _console()
-    with Progress(console=console, transient=True) as bar:
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None)
         rows, frontier = measure_agent(
-            agent,  # type: ignore[arg-type]
+            agent,
             world,
             goal=goal,
             others=others,
             label=file.name,
             seed=seed,
+            gamma=world.gamma if isinstance(world, BoxWorld) else 0.95,
             on_step=lambda done, total, words: bar.update(task, completed=done, total=total, description=words),
         )
     results = frame(rows, RESULT_COLUMNS)
@@ -202,9 +297,9 @@ def report(run: Annotated[Path, typer.Argument(help="Folder of a finished run.")
 @app.command()
 def worlds() -> None:
     """List the worlds and their options."""
-    from retarget.envs import WORLDS
+    from retarget.envs.catalogue import BOX_WORLDS, WORLDS
 
-    for id, entry in WORLDS.items():
+    for id, entry in {**WORLDS, **BOX_WORLDS}.items():
         _entry(id, entry.summary, {n: (o.default, o.meaning) for n, o in entry.options.items()})
     typer.echo("Any registered Gymnasium environment that carries a transition table works too, such as FrozenLake-v1.")
 

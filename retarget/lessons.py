@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from retarget.agent import Agent
-from retarget.errors import AgentError, WorldError
+from retarget.errors import AgentError, GoalError, WorldError
 from retarget.exact import best_actions, optimal_values, policy_table
 from retarget.goal import Goal, RegionGoal, StateGoal
 from retarget.rng import stream
@@ -83,6 +83,7 @@ def lessons_of(
 
     Raises:
         WorldError: when world and goal are of different kinds.
+        GoalError: when every start lies in the goal already.
     """
     if isinstance(world, FiniteWorld) and isinstance(goal, StateGoal):
         states = _finite(world, goal, gamma)
@@ -140,6 +141,8 @@ def _box(world: BoxWorld, goal: RegionGoal, agent: Agent | None, n: int, seed: i
     else:
         traces = follow(world, actor(agent, world, rng=stream(seed, "lesson_actions")), starts, goal)
     t, m = traces.live.shape
+    if not traces.live.any():
+        raise GoalError(f"every one of {n} starts lies in goal {goal.label}: there is nothing to show")
     states = traces.states[:-1].transpose(1, 0, 2).reshape(t * m, -1)
     live = traces.live.T.reshape(-1)
     shown = expert.act(states)

@@ -57,7 +57,8 @@ def worlds(draw: st.DrawFn, *, grids: bool = True) -> FiniteWorld:
 
         name, options = draw(st.sampled_from(_SMALL_WORLDS))
         slip = draw(st.sampled_from((0.0, 0.0, 0.25)))
-        return make_world(name, **(options | ({"slip": slip} if slip else {})))
+        grid: FiniteWorld = make_world(name, **(options | ({"slip": slip} if slip else {})))
+        return grid
     world = ModelWorld(draw(models()), StateGoal.of([0]))
     hypothesis.assume(len(world.goals) >= 2)
     return ModelWorld(world.model, world.goals[0])

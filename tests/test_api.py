@@ -85,7 +85,7 @@ def test_the_goal_it_has_and_its_name_can_be_given(world: Any) -> None:
     ("changes", "words"),
     [
         ({"agent": "planner"}, "expected an agent, got str; see retarget.agents"),
-        ({"world": "FourRooms"}, "expected a finite world, got str; make one with retarget.make_world"),
+        ({"world": "FourRooms"}, "expected a world, got str; make one with retarget.make_world"),
         ({"agent": TablePolicy.from_actions([0], n_actions=4)}, "is for a world of 1 states, this one has"),
         ({"goals": []}, "goals is empty; name at least one goal, or pass a number to draw them"),
         ({"goals": 0}, "0 pairs of goals were asked for; ask for at least 1"),

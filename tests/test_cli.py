@@ -180,7 +180,7 @@ def test_the_version_is_told() -> None:
         (["measure", "q.npy", "--world", "OpenGrid", "--size", "5", "--goal", "x"], "goal 'x' is neither"),
         (["measure", "q.npy", "--world", "OpenGrid", "--size", "5", "--pairs", "0"], "ask for at least 1"),
         (["measure", "q.npy", "--world", "OpenGrid", "--set", "slip"], "--set 'slip' is not of the form KEY=VALUE"),
-        (["measure", "q.npy", "--world", "OpenGrid", "--size", "5", "--as", "polcy"], "'polcy' is not one of"),
+        (["measure", "q.npy", "--world", "OpenGrid", "--size", "5", "--as", "polcy"], "unknown kind of table 'polcy'"),
         (["report", "."], "holds no results.parquet"),
         (["check", "nocolon"], "not of the form MODULE:NAME"),
         (["check", "no_such_module:x"], "cannot be imported"),

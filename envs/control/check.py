@@ -29,11 +29,11 @@ def continuous(world: object) -> bool:
 def check_box_world(world: Any, *, seed: int = 0) -> None:
     """Check that a world with continuous states obeys the protocol.
 
-    Checked, by name: `protocol` (everything is there, of its kind), `goals` (the world's own is first, each round trips,
-    unknown ones are refused in one line), `starts` (shape, same stream same starts), `spec` (it rebuilds the same
-    world), `advance` (shapes, pure, deterministic, n states at once move as one by one), `observe` (float32, as long as
-    stated, within its bounds), `inside` (pure, wider regions hold more), `expert` (possible actions, the same again),
-    `environment` (the Gymnasium environment tells the same story).
+    Checked, by name: `protocol` (everything is there, of its kind), `goals` (the world's own is first, each round
+    trips, unknown ones are refused in one line), `starts` (shape, same stream same starts), `spec` (it rebuilds the
+    same world), `advance` (shapes, pure, deterministic, n states at once move as one by one), `observe` (float32, as
+    long as stated, within its bounds), `inside` (pure, wider regions hold more), `expert` (possible actions, the same
+    again), `environment` (the Gymnasium environment tells the same story).
 
     Args:
         world: a `BoxWorld`, or the Gymnasium environment of one.
