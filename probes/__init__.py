@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 from retarget.probe import Probe
 from retarget.probes.behaviour import Behaviour
+from retarget.probes.prequential import Prequential
 from retarget.probes.retargetability import Retargetability
 from retarget.probes.robustness import Robustness
 
 #: Probes by name, for studies and the command line.
-PROBES: Mapping[str, type[Probe]] = {p.name: p for p in (Retargetability, Robustness, Behaviour)}
+PROBES: Mapping[str, type[Probe]] = {p.name: p for p in (Retargetability, Robustness, Behaviour, Prequential)}
 
-__all__ = ["PROBES", "Behaviour", "Retargetability", "Robustness"]
+__all__ = ["PROBES", "Behaviour", "Prequential", "Retargetability", "Robustness"]

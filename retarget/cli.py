@@ -131,6 +131,7 @@ def measure(
     episodes: Annotated[
         int, typer.Option(help="Episodes of the return that is counted first; 0 for none.", min=0)
     ] = 100,
+    budget: Annotated[int, typer.Option(help="Most candidates and gradient steps of one editor.", min=1)] = 4096,
     seed: Annotated[int, typer.Option(help="Names the random draws.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for results.parquet and report.html.")] = None,
 ) -> None:
@@ -148,7 +149,7 @@ def measure(
     others = named or draw_other_goals(place, goal_a, n=pairs, seed=seed)
     console = _console()
     _say_return(agent, place, episodes, seed, console)
-    _measure(agent, place, goal_a, others, file, seed, out)
+    _measure(agent, place, goal_a, others, file, seed=seed, budget=budget, out=out)
 
 
 def _say_return(agent: Agent, world: World, episodes: int, seed: int, console: Console) -> None:
@@ -244,7 +245,15 @@ def _check_folder(out: Path | None) -> None:
 
 
 def _measure(
-    agent: Agent, world: World, goal: Goal, others: tuple[Goal, ...], file: Path, seed: int, out: Path | None
+    agent: Agent,
+    world: World,
+    goal: Goal,
+    others: tuple[Goal, ...],
+    file: Path,
+    *,
+    seed: int,
+    budget: int,
+    out: Path | None,
 ) -> None:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -252,6 +261,7 @@ def _measure(
     from retarget.row import FRONTIER_COLUMNS, RESULT_COLUMNS, frame
     from retarget.study.screen import metric_table, reasons
     from retarget.study.single import measure_agent
+    from retarget.study.spec import ProbeSpec
     from retarget.study.table import FRONTIERS, RESULTS, write_parquet
     from retarget.world import BoxWorld
 
@@ -265,6 +275,7 @@ def _measure(
             goal=goal,
             others=others,
             label=file.name,
+            probes=(ProbeSpec("robustness"), ProbeSpec.of("retargetability", budget=budget)),
             seed=seed,
             gamma=world.gamma if isinstance(world, BoxWorld) else 0.95,
             on_step=lambda done, total, words: bar.update(task, completed=done, total=total, description=words),

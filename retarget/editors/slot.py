@@ -54,7 +54,7 @@ class SlotEditor:
         part = agent.parts[write.part]
         rng = stream(scorer.task.seed, "slot_beside", part.array.size)
         found: list[Candidate] = []
-        value = max(v for _, v in write.cells)
+        value = max((v for _, v in write.cells), default=1.0)
         for _ in range(self.rounds):
             value /= 2
             taken = {c for c, _ in write.cells}
