@@ -55,6 +55,9 @@ METRICS: tuple[str, ...] = (
     "prequential_ratio",
 )
 
+#: Below this many rows an interval over them says more of the rows than of the mean.
+FEW = 4
+
 #: Ratios are averaged as ratios: by the geometric mean.
 RATIOS = frozenset({"blank_ratio", "compute_ratio", "prequential_ratio"})
 
@@ -317,7 +320,7 @@ def _summary_schema() -> dict[str, pl.DataType]:
 def metric_means(results: pl.DataFrame) -> pl.DataFrame:
     """Mean, interval and counts of every metric by agent, world and probe; a user's own probes included.
 
-    Intervals are over rows; of a single row, its own.
+    Intervals are over rows, where there are at least `FEW`; of a single row, its own.
 
     Returns:
         Columns `agent`, `world`, `n_states`, `probe`, `metric`, `unit`, `mean`, `ci_low`, `ci_high`, `ok`,
@@ -345,6 +348,8 @@ def metric_means(results: pl.DataFrame) -> pl.DataFrame:
         found = estimate(row["metric"], row["values"]) if row["values"] else None
         if found is not None and found.n == 1:  # one row: its own interval, where it has one
             found = Estimate(found.value, row["ci_low"][0], row["ci_high"][0], 1)
+        elif found is not None and found.n < FEW:
+            found = Estimate(found.value, None, None, found.n)
         out.append(
             {k: row[k] for k in ("agent", "world", "n_states", "probe", "metric", "unit")}
             | {"mean": found.value if found else None}

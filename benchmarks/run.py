@@ -24,7 +24,7 @@ from rich.table import Table  # noqa: E402
 
 from benchmarks.timing import Effort, Line, MismatchError  # noqa: E402
 
-TOPICS = ("stepping", "distances", "learning", "edits", "startup")
+TOPICS = ("stepping", "distances", "learning", "edits", "training", "startup")
 
 
 def main() -> int:
@@ -93,7 +93,7 @@ def ratio(x: float) -> str:
 
 
 def _save(path: Path, lines: list[Line]) -> None:
-    packages = ("retarget", "numpy", "numba", "scipy", "gymnasium", "typer", "rich")
+    packages = ("retarget", "numpy", "numba", "scipy", "gymnasium", "torch", "pytorch-lightning", "typer", "rich")
     about = {
         "cores": os.cpu_count(),
         "machine": machine(),

@@ -259,7 +259,7 @@ def _measure(
 
     from retarget.analysis.summary import metric_means
     from retarget.row import FRONTIER_COLUMNS, RESULT_COLUMNS, frame
-    from retarget.study.screen import metric_table, reasons
+    from retarget.study.screen import goal_table, metric_table, reasons
     from retarget.study.single import measure_agent
     from retarget.study.spec import ProbeSpec
     from retarget.study.table import FRONTIERS, RESULTS, write_parquet
@@ -283,6 +283,7 @@ def _measure(
     results = frame(rows, RESULT_COLUMNS)
     title = f"{file.name} in {world.spec_data.label}, goal {goal.label}, {len(others)} other goals"
     console.print(metric_table(metric_means(results), title))
+    console.print(goal_table(results))
     for line in reasons(results):
         console.print(line, markup=False, highlight=False)
     if out is not None:

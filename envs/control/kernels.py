@@ -129,7 +129,7 @@ def _acrobot_worth(t1, t2, v1, v2, action, p, low, high, hold, gamma, window, be
 
 @numba.njit(cache=True)
 def acrobot_choose(state, controllers, low, high, hold, gamma, window, out):  # type: ignore[no-untyped-def]
-    """The best first action before any controller, for each state `[B, 4]`; the first controller's if none pays."""
+    """The best first action before any controller, for each state `[B, 4]`; the first controller's of equals."""
     for i in range(len(state)):
         t1, t2, v1, v2 = state[i]
         best = 0.0
@@ -181,13 +181,14 @@ def _cart_pole_worth(x, v, t, w, action, p, centre, width, hold, gamma, window, 
 
 @numba.njit(cache=True)
 def cart_pole_choose(state, controllers, centre, width, hold, gamma, window, out):  # type: ignore[no-untyped-def]
-    """The best first action before any controller, for each state `[B, 4]`; the first controller's if none pays."""
+    """The best first action before any controller, for each state `[B, 4]`; the first controller's of equals."""
     for i in range(len(state)):
         x, v, t, w = state[i]
         best = 0.0
         out[i] = _cart_pole_steer(x, v, t, w, centre, controllers[0])
         for k in range(len(controllers)):
-            for a in range(2):
+            own = _cart_pole_steer(x, v, t, w, centre, controllers[k])
+            for a in (own, 1 - own):  # of equals the controller's own: what it does can be learned
                 worth = _cart_pole_worth(x, v, t, w, a, controllers[k], centre, width, hold, gamma, window, best)
                 if worth > best:
                     best, out[i] = worth, a

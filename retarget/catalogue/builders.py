@@ -8,6 +8,7 @@ from retarget.agent import Agent
 from retarget.agents.controller import Controller
 from retarget.agents.planner import exact_planner, learned_planner
 from retarget.agents.tabular import GoalTable, QTable, train_q_table
+from retarget.catalogue import networks
 from retarget.catalogue.entries import AgentEntry, NotApplicableHere, Option, Recipe
 from retarget.errors import StudyError
 from retarget.goal import StateGoal
@@ -111,4 +112,4 @@ ENTRIES = {
             _learned_planner,
         ),
     )
-}
+} | networks.ENTRIES

@@ -48,13 +48,14 @@ class ExceptionEditor:
     """Writes exceptions over a behaviour table; other agents are passed over.
 
     Args:
-        rounds: how often the edited agent's own episodes are added to what is learned from.
+        rounds: how often the edited agent's own episodes are added to what is learned from, at each resolution; less
+            often where four rounds in a row have brought nothing.
         trials: most candidates to score while exceptions are taken back, at each resolution.
     """
 
     name: ClassVar[str] = "exceptions"
 
-    def __init__(self, *, rounds: int = 3, trials: int = 96) -> None:
+    def __init__(self, *, rounds: int = 10, trials: int = 96) -> None:
         self.rounds, self.trials = rounds, trials
 
     def search(self, task: Task) -> Sequence[Candidate]:
@@ -73,14 +74,16 @@ class ExceptionEditor:
         task = scorer.task
         lessons = self._lessons(scorer, None)
         best: tuple[float, Edit] | None = None
+        idle = 0
         for _ in range(self.rounds + 1):
             edit = _majority(task.agent, number, lessons)
             if not edit.patches:
                 return []
             worth = scorer.score(edit.apply(task.agent))
+            idle += 1
             if best is None or worth > best[0]:
-                best = (worth, edit)
-            if task.enough(worth):
+                best, idle = (worth, edit), 0
+            if task.enough(worth) or idle > 4:
                 break
             lessons = lessons.join(self._lessons(scorer, edit.apply(task.agent)))
         assert best is not None

@@ -113,6 +113,34 @@ def metric_table(means: pl.DataFrame, title: str) -> Table:
     return table
 
 
+def goal_table(results: pl.DataFrame, *, most: int = 12) -> Table:
+    """One line a goal B: what the change costs, by which editor, and what it is held against."""
+    table = Table(title="by goal")
+    table.add_column("goal B")
+    for heading in ("retargetability", "edit bits", "by", "behaviour bits", "blank bits", "after", "random hits"):
+        table.add_column(heading, justify="left" if heading == "by" else "right")
+    named = results.filter(results["goal_b"].is_not_null())
+    for goal in named["goal_b"].unique(maintain_order=True).to_list()[:most]:
+        rows = {r["metric"]: r for r in named.filter(named["goal_b"] == goal).iter_rows(named=True)}
+
+        def shown(metric: str, rows: dict[str, dict[str, object]] = rows) -> str:
+            row = rows.get(metric)
+            return "–" if row is None or row["status"] != "ok" else number(row["value"])
+
+        by = rows.get("edit_bits", {}).get("editor")
+        table.add_row(
+            _plain(goal),
+            shown("retargetability"),
+            shown("edit_bits"),
+            _plain(by),
+            shown("behaviour_bits"),
+            shown("blank_bits"),
+            shown("competence_b_after"),
+            shown("random_success_rate"),
+        )
+    return table
+
+
 def reasons(results: pl.DataFrame, *, most: int = 5) -> list[str]:
     """Why there is no retargetability where there is none: one line a reason, the commonest first."""
     missing = results.filter((results["metric"] == "retargetability") & (results["status"] != "ok"))

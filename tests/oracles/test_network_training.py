@@ -378,7 +378,7 @@ def test_the_density_of_continuous_actions_is_the_normal_one() -> None:
 
 
 def test_a_continuous_action_is_learned_by_trial() -> None:
-    """A pendulum that hangs is to be held there: 1 seed of the network, which begins by pushing it away."""
+    """A pendulum that swings is to be slowed down; the time spent slow usually grows by half. 1 seed."""
     world = make_world("Pendulum", start="wide", horizon=40)
     goal = RegionGoal.of(hold=True, velocity=(0.0, 1.0))
     blank = network_for(world, goal, hidden=(32,))
