@@ -225,7 +225,7 @@ def test_the_liar_can_tell_the_truth(tmp_path: Path) -> None:
         (_Storage(5), 0, (5, 1), (1, 1)),
         (_Storage(6), 0, (1,) * 100, (1,) * 100),
     ],
-    ids=str,
+    ids=lambda a: str(a[1:])[:60],  # a storage's own name holds an address
 )
 def test_tensors_of_absurd_shape(tmp_path: Path, arguments: tuple[object, ...]) -> None:
     _refused(_lying(tmp_path / "liar.pth", *arguments))

@@ -24,7 +24,6 @@ from retarget.agents import (
     learned_planner,
     train_q_table,
 )
-from retarget.catalogue import AgentSpec, NotApplicableHere, Recipe, build_agent, catalogue, check_spec
 from retarget.agents.tabular import default_palette
 from retarget.agents.wrappers import (
     ModelWorld,
@@ -34,6 +33,7 @@ from retarget.agents.wrappers import (
     relabel_goal,
     relabel_world,
 )
+from retarget.catalogue import AgentSpec, NotApplicableHere, Recipe, build_agent, catalogue, check_spec
 from retarget.edit import Edit, Slot, Sparse
 from retarget.envs import WORLDS, make_world, world_from_gym
 from retarget.errors import AgentError, EditError, GoalError, RetargetError, StudyError
@@ -56,6 +56,8 @@ SPECS = (
     AgentSpec.of("learned_planner", data="near", episodes=10),
     AgentSpec.of("learned_planner", data="everywhere", episodes=10),
     AgentSpec.of("planner", compiled=True),
+    AgentSpec.of("network", hidden=8, updates=60),
+    AgentSpec.of("network", hidden=8, updates=60, goals="many"),
 )
 PLACES: dict[str, dict[str, Any]] = {
     **{name: {"size": 6 if name == "KeyDoor" else 5} for name in WORLDS},

@@ -43,6 +43,7 @@ from retarget.exact import Yardstick, policy_table
 from retarget.goal import StateGoal
 from retarget.spend import Spend
 from retarget.testing import agents, edits, layouts, worlds
+from retarget.trials import Score
 
 GAMMA = 0.95
 
@@ -400,11 +401,8 @@ def test_random_edits_copy_the_size_and_the_length_of_what_they_are_like() -> No
     )
 
     class Judge:
-        def flops_to_score(self, probs: np.ndarray) -> float:
-            return 0.0
-
-        def competence(self, probs: np.ndarray) -> float:
-            return 0.0
+        def score(self, agent: Agent) -> Score:
+            return Score(0.0, 0.0, 1)
 
     class World:
         class model:  # noqa: N801 - stands for an attribute
