@@ -10,20 +10,13 @@ from retarget.agents.planner import exact_planner, learned_planner
 from retarget.agents.tabular import GoalTable, QTable, train_q_table
 from retarget.catalogue import networks
 from retarget.catalogue.entries import AgentEntry, NotApplicableHere, Option, Recipe
-from retarget.errors import StudyError
 from retarget.goal import StateGoal
-
-
-def _exploring(starts: object) -> bool:
-    if starts not in ("one", "exploring"):
-        raise StudyError(f"starts must be 'one' or 'exploring', got {starts!r}")
-    return starts == "exploring"
 
 
 def _q_table(recipe: Recipe, *, episodes: int, starts: str, epsilon: float) -> QTable:
     world, goal = recipe.finite()
     trained, _ = train_q_table(
-        world, goal, episodes=episodes, exploring=_exploring(starts), seed=recipe.seed,
+        world, goal, episodes=episodes, exploring=starts == "exploring", seed=recipe.seed,
         gamma=recipe.gamma, epsilon=epsilon,
     )  # fmt: skip
     return trained
@@ -65,8 +58,6 @@ def _depth_planner(recipe: Recipe, *, depth: int) -> Agent:
 
 
 def _learned_planner(recipe: Recipe, *, data: str, episodes: int, epsilon: float) -> Agent:
-    if data not in ("near", "everywhere"):
-        raise StudyError(f"data must be 'near' or 'everywhere', got {data!r}")
     world, goal = recipe.finite()
     return learned_planner(
         world, goal, everywhere=data == "everywhere", episodes=episodes, epsilon=epsilon,
@@ -81,16 +72,16 @@ ENTRIES = {
             "q_table",
             "table of action values, trained by Q-learning",
             {
-                "episodes": Option(0, "episodes of training; 0 trains to the limit"),
-                "starts": Option("exploring", "'one' start state, or 'exploring' starts"),
-                "epsilon": Option(0.3, "share of random actions in training"),
+                "episodes": Option(0, "episodes of training; 0 trains to the limit", low=0),
+                "starts": Option("exploring", "'one' start state, or 'exploring' starts", choices=("one", "exploring")),
+                "epsilon": Option(0.3, "share of random actions in training", low=0, high=1),
             },
             _q_table,
         ),
         AgentEntry(
             "goal_table",
             "one policy table for each training goal, and a slot that picks one",
-            {"episodes": Option(0, "episodes of training for each goal; 0 trains to the limit")},
+            {"episodes": Option(0, "episodes of training for each goal; 0 trains to the limit", low=0)},
             _goal_table,
         ),
         AgentEntry("controller", "feedback controller: moves toward a set-point, sees no walls", {}, _controller),
@@ -98,16 +89,18 @@ ENTRIES = {
         AgentEntry(
             "depth_planner",
             "search of limited depth over the true model; acts uniformly where the goal is out of reach",
-            {"depth": Option(8, "steps that one decision looks ahead")},
+            {"depth": Option(8, "steps that one decision looks ahead", low=1)},
             _depth_planner,
         ),
         AgentEntry(
             "learned_planner",
             "value iteration over a model learned from data",
             {
-                "data": Option("everywhere", "'near' one policy's data, or 'everywhere'"),
-                "episodes": Option(200, "episodes of data, each from a random start"),
-                "epsilon": Option(0.05, "share of random actions in near data"),
+                "data": Option(
+                    "everywhere", "'near' one policy's data, or 'everywhere'", choices=("near", "everywhere")
+                ),
+                "episodes": Option(200, "episodes of data, each from a random start", low=1),
+                "epsilon": Option(0.05, "share of random actions in near data", low=0, high=1),
             },
             _learned_planner,
         ),

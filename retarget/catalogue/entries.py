@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from retarget.agent import Agent
-from retarget.errors import StudyError, unknown
+from retarget.errors import StudyError, nearest, unknown
 from retarget.goal import Goal, StateGoal
 from retarget.pairs import GoalPlan
 from retarget.world import FiniteWorld, World
@@ -14,10 +14,36 @@ from retarget.world import FiniteWorld, World
 
 @dataclass(frozen=True)
 class Option:
-    """An option of an agent: its default, and what it means with its unit."""
+    """An option of an agent.
+
+    Attributes:
+        default: what holds where nothing is said; its type is the option's.
+        meaning: one line, with the unit.
+        low, high: least and greatest value, or None.
+        choices: the only values allowed, or empty.
+    """
 
     default: object
     meaning: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+
+    def check(self, agent: str, name: str, value: object) -> None:
+        """Raise StudyError unless the value is of the default's type, and in range."""
+        if isinstance(value, bool) != isinstance(self.default, bool) or not isinstance(value, _like(self.default)):
+            raise StudyError(f"option {name!r} of agent {agent!r} takes a value like {self.default!r}, got {value!r}")
+        if self.choices and value not in self.choices:
+            known = " or ".join(map(repr, self.choices)) if len(self.choices) < 3 else ", ".join(self.choices)
+            one_of = "" if len(self.choices) < 3 else "one of "
+            raise StudyError(
+                f"{name} of agent {agent!r} must be {one_of}{known}, got {value!r}{nearest(value, self.choices)}"
+            )
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            if self.low is not None and not value >= self.low:
+                raise StudyError(f"{name} of agent {agent!r} must be at least {self.low:g}, got {value}")
+            if self.high is not None and not value <= self.high:
+                raise StudyError(f"{name} of agent {agent!r} must be at most {self.high:g}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -94,16 +120,14 @@ def catalogue() -> Mapping[str, AgentEntry]:
 
 
 def check_spec(spec: AgentSpec) -> None:
-    """Raise StudyError unless the kind and its options exist."""
+    """Raise StudyError unless the kind and its options exist, and every value is in range."""
     entries = catalogue()
     if spec.id not in entries:
         raise StudyError(unknown("agent", spec.id, entries))
     for name, value in spec.options:
         if name not in entries[spec.id].options:
             raise StudyError(unknown(f"option of agent {spec.id!r}", name, entries[spec.id].options))
-        default = entries[spec.id].options[name].default
-        if isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, _like(default)):
-            raise StudyError(f"option {name!r} of agent {spec.id!r} takes a value like {default!r}, got {value!r}")
+        entries[spec.id].options[name].check(spec.id, name, value)
 
 
 def _like(default: object) -> tuple[type, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from retarget.agent import Agent
 from retarget.catalogue.entries import AgentEntry, NotApplicableHere, Option, Recipe
-from retarget.errors import GoalError, StudyError, unknown
+from retarget.errors import GoalError, StudyError
 from retarget.rng import stream
 from retarget.world import FiniteWorld
 
@@ -19,23 +19,31 @@ if TYPE_CHECKING:
     from retarget.training.fit import Method
 
 NETS = ("mlp", "cnn", "gru", "vin", "transformer")
-TRAININGS = ("clone", "ppo", "dqn", "clone+ppo")
+TRAININGS = ("clone", "distil", "ppo", "dqn", "clone+ppo")
 GOALS, STARTS = ("one", "many"), ("all", "half")
-GOAL_INPUTS = ("one_hot", "place", "plane", "token", "set_point")
+GOAL_INPUTS = ("", "one_hot", "place", "plane", "token", "set_point")
 #: Training goals where no study names them.
 SOME_GOALS = 8
 
 OPTIONS = {
-    "net": Option("mlp", f"kind of network: {', '.join(NETS)}"),
-    "training": Option("clone", f"{', '.join(TRAININGS)}; clone: of optimal behaviour"),
-    "goals": Option("one", "'one' goal; or 'many', the study's training goals, shown in the input"),
-    "goal_input": Option("", f"how goals are shown: {', '.join(GOAL_INPUTS)}; empty for what suits the network"),
+    "net": Option("mlp", f"kind of network: {', '.join(NETS)}", choices=NETS),
+    "training": Option(
+        "clone",
+        f"{', '.join(TRAININGS)}; clone: of all that is optimal, distil: of the exact planner's own choices",
+        choices=TRAININGS,
+    ),
+    "goals": Option("one", "'one' goal; or 'many', the study's training goals, shown in the input", choices=GOALS),
+    "goal_input": Option(
+        "", f"how goals are shown: {', '.join(GOAL_INPUTS[1:])}; empty for what suits the network", choices=GOAL_INPUTS
+    ),
     "shuffled": Option(False, "control: the goal shown in training says nothing about the goal"),
-    "starts": Option("all", "training starts: 'all', or a random 'half', the others held out"),
-    "hidden": Option(64, "width of hidden layers (transformer: of the residual stream)"),
-    "layers": Option(2, "number of hidden layers (cnn: of convolutions; gru and vin have what they have)"),
-    "updates": Option(4000, "budget of cloning, in optimiser updates; it stops when the lessons are fitted"),
-    "env_steps": Option(200_000, "budget of ppo and dqn, in transitions"),
+    "starts": Option("all", "training starts: 'all', or a random 'half', the others held out", choices=STARTS),
+    "hidden": Option(64, "width of hidden layers (transformer: of the residual stream)", low=1, high=4096),
+    "layers": Option(
+        2, "number of hidden layers (cnn: of convolutions; gru and vin have what they have)", low=0, high=16
+    ),
+    "updates": Option(4000, "budget of cloning, in optimiser updates; it stops when the lessons are fitted", low=0),
+    "env_steps": Option(200_000, "budget of ppo and dqn, in transitions", low=0),
 }
 
 
@@ -49,20 +57,10 @@ def build_network(
         StudyError: for a value out of range.
         NotApplicableHere: where such a network, or such a training of it, cannot exist.
     """
-    _among("net", net, NETS)
-    _among("training", training, TRAININGS)
-    _among("goals", goals, GOALS)
-    _among("starts", starts, STARTS)
-    if goal_input:
-        _among("goal_input", goal_input, GOAL_INPUTS)
-    for name, value, least in (
-        ("hidden", hidden, 1), ("layers", layers, 0), ("updates", updates, 0), ("env_steps", env_steps, 0),
-    ):  # fmt: skip
-        if value < least:
-            raise StudyError(f"option {name!r} of agent 'network' must be at least {least}, got {value}")
     _possible(recipe, net, training, goals, goal_input, shuffled)
 
     from retarget.agents.network_for import network_for
+    from retarget.agents.planner import exact_planner
     from retarget.training import train
 
     aims = (recipe.goal,) if goals == "one" else _aims(recipe)
@@ -71,17 +69,14 @@ def build_network(
         recipe.world, recipe.goal, kind=net, goals=None if goals == "one" else aims, goal_input=goal_input or None,
         seed=recipe.seed, **shape,
     )  # fmt: skip
+    teacher = exact_planner(*recipe.finite(), gamma=recipe.gamma) if training == "distil" else None
     trained = train(
-        blank, recipe.world, goals=aims, method=_methods(net, training, updates, env_steps), gamma=recipe.gamma,
+        blank, recipe.world, goals=aims, gamma=recipe.gamma,
+        method=_methods(net, training, updates, env_steps, teacher),
         starts=None if starts == "all" else _half(recipe), shuffled_goals=shuffled, seed=recipe.seed,
         accelerator="cpu",
     )  # fmt: skip
     return trained.agent
-
-
-def _among(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise StudyError(unknown(f"{name} of agent 'network':", value, known))
 
 
 def _possible(recipe: Recipe, net: str, training: str, goals: str, goal_input: str, shuffled: bool) -> None:
@@ -94,8 +89,10 @@ def _possible(recipe: Recipe, net: str, training: str, goals: str, goal_input: s
         raise NotApplicableHere(f"a transformer here reads states as tokens, and those of {label} are continuous")
     if goal_input in ("place", "plane") and not placed:
         raise NotApplicableHere(f"goals are shown as a {goal_input} where states have coordinates; {label} has none")
-    if net == "gru" and training != "clone":
+    if net == "gru" and training not in ("clone", "distil"):
         raise NotApplicableHere(f"{training} trains networks without memory, and a gru has one; use training='clone'")
+    if training == "distil" and not finite:
+        raise NotApplicableHere(f"there is no exact planner to distil in {label}; use training='clone'")
     if training == "dqn" and getattr(recipe.world, "n_actions", 1) is None:
         raise NotApplicableHere(f"dqn needs discrete actions, and those of {label} are continuous")
     if goals == "one" and (shuffled or goal_input):
@@ -114,21 +111,21 @@ def _shape(net: str, hidden: int, layers: int) -> dict[str, Any]:
     return {"hidden": hidden}
 
 
-def _methods(net: str, training: str, updates: int, env_steps: int) -> tuple[Method, ...]:
+def _methods(net: str, training: str, updates: int, env_steps: int, teacher: Agent | None) -> tuple[Method, ...]:
     from retarget.training import DQN, PPO, Cloning
 
-    cloning = Cloning(updates=updates)
+    cloning = Cloning(updates=updates, teacher=teacher)
     if net == "vin":
         # an update costs a hundred times one of an mlp's, and the last lessons take most of them
-        cloning = Cloning(updates=updates, batch=64, rate=6e-3, enough=0.995)
+        cloning = Cloning(updates=updates, teacher=teacher, batch=64, rate=6e-3, enough=0.995)
     elif net == "gru":
-        cloning = Cloning(updates=updates, enough=0.999)
+        cloning = Cloning(updates=updates, teacher=teacher, enough=0.999)
 
     if training == "dqn":
         return (DQN(env_steps=env_steps),)
     if training == "ppo":
         return (PPO(env_steps=env_steps),)
-    if training == "clone":
+    if training in ("clone", "distil"):
         return (cloning,)
     # a value network that knows nothing yet would undo what was cloned
     return (cloning, PPO(env_steps=env_steps, rate=5e-4, value_only=8))

@@ -512,10 +512,13 @@ def test_a_malformed_agent_is_one_clear_line(words: str) -> None:
         ),
         (AgentSpec.of("depth_planner", depth="2"), "option 'depth' of agent 'depth_planner' takes a value like 8"),
         (AgentSpec.of("depth_planner", depth=True), "takes a value like 8, got True"),
-        (AgentSpec.of("q_table", starts="two"), "starts must be 'one' or 'exploring', got 'two'"),
-        (AgentSpec.of("q_table", episodes=-1), "episodes must be 0 (to the limit) or more, got -1"),
-        (AgentSpec.of("learned_planner", data="far"), "data must be 'near' or 'everywhere', got 'far'"),
-        (AgentSpec.of("depth_planner", depth=0), "depth must be at least 1, got 0"),
+        (AgentSpec.of("q_table", starts="two"), "starts of agent 'q_table' must be 'one' or 'exploring', got 'two'"),
+        (AgentSpec.of("q_table", episodes=-1), "episodes of agent 'q_table' must be at least 0, got -1"),
+        (
+            AgentSpec.of("learned_planner", data="far"),
+            "data of agent 'learned_planner' must be 'near' or 'everywhere', got 'far'",
+        ),
+        (AgentSpec.of("depth_planner", depth=0), "depth of agent 'depth_planner' must be at least 1, got 0"),
     ],
 )
 def test_a_spec_that_cannot_be_built_says_why(spec: AgentSpec, words: str) -> None:
