@@ -117,7 +117,7 @@ def goal_table(results: pl.DataFrame, *, most: int = 12) -> Table:
     """One line a goal B: what the change costs, by which editor, and what it is held against."""
     table = Table(title="by goal")
     table.add_column("goal B")
-    for heading in ("retargetability", "edit bits", "by", "behaviour bits", "blank bits", "after", "random hits"):
+    for heading in ("retargetability", "edit bits", "by", "behaviour bits", "blank bits", "after"):
         table.add_column(heading, justify="left" if heading == "by" else "right")
     named = results.filter(results["goal_b"].is_not_null())
     for goal in named["goal_b"].unique(maintain_order=True).to_list()[:most]:
@@ -136,7 +136,6 @@ def goal_table(results: pl.DataFrame, *, most: int = 12) -> Table:
             shown("behaviour_bits"),
             shown("blank_bits"),
             shown("competence_b_after"),
-            shown("random_success_rate"),
         )
     return table
 
