@@ -404,8 +404,10 @@ def _distilled(rows: Rows) -> list[Check]:
         if not own or not planners or not robust:
             continue
         mine, theirs = estimate("retargetability", own), estimate("retargetability", planners)
+        same, shared = _shared(rows, name)
         found = (
-            f"robustness {with_interval(estimate('robustness', robust))}; retargetability {with_interval(mine)} over "
+            f"robustness {with_interval(estimate('robustness', robust))}; behaviour bits equal to the "
+            f"planner's in {same} of {shared} shared pairs; retargetability {with_interval(mine)} over "
             f"{mine.n} pairs, of the planner {with_interval(theirs)} over {theirs.n}"
         )
         rule = f"{name.label} acts like the planner (robustness at least 0.99), and is less retargetable"
@@ -413,6 +415,17 @@ def _distilled(rows: Rows) -> list[Check]:
         where = (("agent", name.label), ("metric", "retargetability"))
         out.append(Check(rule, _both(like, _apart(theirs, mine)), found, where))
     return out
+
+
+def _shared(rows: Rows, name: AgentName) -> tuple[int, int]:
+    """In how many cells the change of behaviour is as long as the planner's, of those that both were measured in."""
+    import polars as pl
+
+    cell = ["world", "goal_a", "goal_b", "seed"]
+    mine = rows.of(name, "behaviour_bits").filter(pl.col("status") == "ok").select(*cell, "value")
+    theirs = [rows.of(n, "behaviour_bits").filter(pl.col("status") == "ok") for n in rows.role("planner")]
+    both = mine.join(pl.concat(theirs).select(*cell, pl.col("value").alias("planner")), on=cell)
+    return int((both["value"] == both["planner"]).sum()), both.height
 
 
 def _many_goals(rows: Rows) -> list[Check]:

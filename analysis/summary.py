@@ -231,13 +231,15 @@ def sized(world: str, n_states: int | None) -> str:
 def estimate(metric: str, values: Sequence[float]) -> Estimate:
     """The mean of one metric over rows, as it is reported: ratios by the geometric mean, shares cut to [0, 1].
 
-    >>> round(estimate("blank_ratio", [0.25, 4.0]).value, 12), estimate("robustness", [0.5, 1.0]).ci_high
+    Of fewer than `FEW` values that differ there is no interval.
+
+    >>> round(estimate("blank_ratio", [0.25, 4.0]).value, 12), estimate("robustness", [0.5, 1.0, 1.0, 0.9]).ci_high
     (1.0, 1.0)
     """
-    if metric in RATIOS and min(values) > 0:
-        return geometric_mean_interval(values)
     bounds = {"low": 0.0, "high": 1.0} if metric in SHARES else {}
-    return mean_interval(values, **bounds)
+    geometric = metric in RATIOS and min(values) > 0
+    found = geometric_mean_interval(values) if geometric else mean_interval(values, **bounds)
+    return found if found.n >= FEW or found.ci_low == found.ci_high else Estimate(found.value, None, None, found.n)
 
 
 def summarise(results: pl.DataFrame) -> pl.DataFrame:
@@ -348,8 +350,6 @@ def metric_means(results: pl.DataFrame) -> pl.DataFrame:
         found = estimate(row["metric"], row["values"]) if row["values"] else None
         if found is not None and found.n == 1:  # one row: its own interval, where it has one
             found = Estimate(found.value, row["ci_low"][0], row["ci_high"][0], 1)
-        elif found is not None and found.n < FEW:
-            found = Estimate(found.value, None, None, found.n)
         out.append(
             {k: row[k] for k in ("agent", "world", "n_states", "probe", "metric", "unit")}
             | {"mean": found.value if found else None}

@@ -25,9 +25,9 @@ from retarget.world import BoxWorld, FiniteWorld
 class Cloning:
     """Learn to do what is right: all optimal actions of each state, or whatever a teacher does there.
 
-    In a finite world the lessons are all states at once. A network with memory, and any network in a world with
-    continuous states, learns from episodes: first the teacher's, then its own, with what the teacher would have done
-    in them (source: Ross et al. 2011, DAgger).
+    In a finite world the lessons are all states at once: those that matter for the goal, or with a teacher every one.
+    A network with memory, and any network in a world with continuous states, learns from episodes: first the
+    teacher's, then its own, with what the teacher would have done in them (source: Ross et al. 2011, DAgger).
 
     The loss of a lesson is `-log Σ p(a)` over right actions `a`; with a teacher, the cross entropy with the teacher's
     distribution; for continuous actions, the squared distance.
@@ -254,7 +254,12 @@ def lessons_for(q: Question, m: Cloning, goal: Goal, *, visited_by: Agent | None
             visited_by = teacher
         lessons = lessons_of(q.world, goal, gamma=q.gamma, seed=seed, visited_by=visited_by, n=m.episodes, steps=steps)
         if teacher is not None:
-            lessons = replace(lessons, right=policy_table(teacher, q.world.model)[lessons.obs])
+            told = policy_table(teacher, q.world.model)
+            if not q.agent.has_memory:  # in every state: the pupil is to act as the teacher does, on the goal too
+                states = np.arange(q.world.model.n_states)
+                lessons = Lessons(states, told, np.ones(len(states)))
+            else:
+                lessons = replace(lessons, right=told[lessons.obs])
         return lessons if q.starts is None or steps else _on_the_way(lessons, q.world, goal, q.starts)
     seed = word(q.seed, "lessons", q.stage, number)
     first = teacher if visited_by is None else visited_by
