@@ -65,7 +65,8 @@ class ExceptionEditor:
         scorer = Scorer(task, self.name)
         out: list[Candidate] = []
         for number in range(len(agent.grids)):
-            out += self._tiles(scorer, number)
+            if not _spent(scorer):
+                out += self._tiles(scorer, number)
         return [*out, *_episodes(scorer)]
 
     # -- tiles -----------------------------------------------------------------------------------------------------
@@ -83,7 +84,7 @@ class ExceptionEditor:
             idle += 1
             if best is None or worth > best[0]:
                 best, idle = (worth, edit), 0
-            if task.enough(worth) or idle > 4:
+            if task.enough(worth) or idle > 4 or _spent(scorer):
                 break
             lessons = lessons.join(self._lessons(scorer, edit.apply(task.agent)))
         assert best is not None
@@ -123,7 +124,7 @@ class ExceptionEditor:
         patch = whole.patches[0]
         assert isinstance(patch, (Sparse, Slot))
         kept, size = np.arange(patch.n_cells), max(1, patch.n_cells // 2)
-        out, left = [_candidate(scorer, whole)], self.trials
+        out, left = [_candidate(scorer, whole)], min(self.trials, task.budget - scorer.spend.simulations)
         while kept.size and left > 0:
             at, before = 0, kept.size
             while at < kept.size and left > 0:
@@ -139,6 +140,10 @@ class ExceptionEditor:
                 break
             size = max(1, size // 2)
         return out
+
+
+def _spent(scorer: Scorer) -> bool:
+    return scorer.spend.simulations >= scorer.task.budget
 
 
 def _candidate(scorer: Scorer, edit: Edit) -> Candidate:

@@ -117,7 +117,7 @@ def goal_table(results: pl.DataFrame, *, most: int = 12) -> Table:
     """One line a goal B: what the change costs, by which editor, and what it is held against."""
     table = Table(title="by goal")
     table.add_column("goal B")
-    for heading in ("retargetability", "edit bits", "by", "behaviour bits", "blank bits", "after"):
+    for heading in ("log2 ratio", "edit bit", "by", "behav. bit", "blank bit", "after"):
         table.add_column(heading, justify="left" if heading == "by" else "right")
     named = results.filter(results["goal_b"].is_not_null())
     for goal in named["goal_b"].unique(maintain_order=True).to_list()[:most]:
