@@ -53,8 +53,8 @@ _ROLE_COLOUR = {
     "other": 7,
 }
 _EDITOR_COLOUR = {
-    "slot": 0, "table": 1, "exceptions": 1, "sparse": 2, "sparse_weights": 2, "retrain": 3, "retrain_weights": 3, "random": 7,
-    "low_rank": 4, "activation": 5, "bias": 6,
+    "slot": 0, "table": 1, "exceptions": 1, "sparse": 2, "sparse_weights": 2, "retrain": 3, "retrain_weights": 3,
+    "random": 7, "low_rank": 4, "activation": 5, "bias": 6,
 }  # fmt: skip
 _SUBJECTS = ("agent", "table", "blank")
 
