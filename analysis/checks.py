@@ -399,6 +399,8 @@ def _distilled(rows: Rows) -> list[Check]:
     out = []
     planners = [v for n in rows.role("planner") for v in rows.values(n, "retargetability")]
     for name in rows.role("network"):
+        if "distil" not in name.label:
+            continue
         own = rows.values(name, "retargetability")
         robust = rows.values(name, "robustness")
         if not own or not planners or not robust:
@@ -415,6 +417,12 @@ def _distilled(rows: Rows) -> list[Check]:
         where = (("agent", name.label), ("metric", "retargetability"))
         out.append(Check(rule, _both(like, _apart(theirs, mine)), found, where))
     return out
+
+
+def _not_applicable(rows: Rows, name: AgentName) -> int:
+    import polars as pl
+
+    return rows.of(name, "retargetability").filter(pl.col("status") == "not_applicable").height
 
 
 def _shared(rows: Rows, name: AgentName) -> tuple[int, int]:
@@ -447,8 +455,12 @@ def _many_goals(rows: Rows) -> list[Check]:
         out.append(Check(f"{name.label}: above 0 for goals that it was trained on", above(trained, 0.0), found, where))
         if shuffled:
             lost = estimate("retargetability", shuffled)
+            aimless = sum(_not_applicable(rows, n) for n in rows.role("network, goals shuffled"))
             rule = f"{name.label} is more retargetable than the network whose goals were shuffled in training"
-            words = f"{with_interval(trained)} against {with_interval(lost)} over {lost.n} pairs"
+            words = (
+                f"{with_interval(trained)} against {with_interval(lost)} over {lost.n} pairs; {aimless} further pairs "
+            )
+            words += "of the control could not be measured: it does not reach its own goal"
             out.append(Check(rule, _apart(trained, lost), words, where))
     return out
 

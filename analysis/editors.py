@@ -44,7 +44,7 @@ def editor_table(results: pl.DataFrame, frontiers: pl.DataFrame | None) -> pl.Da
         key=lambda k: (agent_name(k[0], k[1]).sort_key, natural_key(k[2])),
     ):
         here = (pl.col("agent_id") == key[0]) & (pl.col("agent") == key[1]) & (pl.col("world") == key[2])
-        mine = ok.filter(here)
+        mine = _complete(ok.filter(here))
         counts = Counter(won.filter(here)["editor"].drop_nulls().to_list())
         names = ", ".join(f"{e} {n}" for e, n in sorted(counts.items(), key=lambda c: (-c[1], c[0])))
         ratio, compute = _mean(mine, "blank_ratio"), _mean(mine, "compute_ratio")
@@ -62,6 +62,16 @@ def editor_table(results: pl.DataFrame, frontiers: pl.DataFrame | None) -> pl.Da
         )
     schema = {n: pl.String() for n in ("agent", "world", "winners")} | {n: pl.Float64() for n in EDITOR_COLUMNS}
     return pl.DataFrame(out, schema=schema)
+
+
+def _complete(rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows of the pairs that have all the numbers that are compared, so that columns are over the same pairs."""
+    import polars as pl
+
+    wanted = ("edit_bits", "blank_bits", "blank_ratio", "compute_ratio")
+    there = [m for m in wanted if rows.filter(pl.col("metric") == m).height]
+    pairs = rows.filter(pl.col("metric").is_in(there)).group_by(_CELL).agg(pl.col("metric").n_unique())
+    return rows.join(pairs.filter(pl.col("metric") == len(there)).select(_CELL), on=_CELL, how="semi")
 
 
 def _retrained(results: pl.DataFrame, frontiers: pl.DataFrame | None) -> pl.DataFrame | None:

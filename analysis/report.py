@@ -414,9 +414,10 @@ def _editors(results: pl.DataFrame, frontiers: pl.DataFrame | None) -> str:
         line = [label(row["agent"]), label(row["world"]), label(row["winners"])]
         cells.append(line + [figure_cell(number(row[name]), row[name]) for name in EDITOR_COLUMNS])
     note = (
-        "Geometric means over goal pairs. Saved bits: the blank's shortest edit over the agent's (above 1, what the "
-        "agent knows saves bits). Saved compute: the operations to find the two, likewise. Retrained: the shortest "
-        "edit that training everything on from the agent gave."
+        "Geometric means over the goal pairs that have every number of the row. Saved bits: the blank's shortest edit "
+        "over the agent's (above 1, what the agent knows saves bits). Saved compute: the operations to find the two, "
+        "likewise. Retrained: the shortest edit that training everything on from the agent gave. All lengths are what "
+        "was found within the budget; longer searches of networks find shorter edits, of agent and blank alike."
     )
     return _card(static_table(head, cells), note=note)
 

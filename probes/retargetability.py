@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -102,7 +102,10 @@ class Retargetability(Probe):
             return self._closed(known, nothing)
 
         tell(0.1, "editing the agent")
-        task = Task(agent, world, judge, level.required, self.budget, subject.seed)
+        check = None
+        if isinstance(judge, Trials):
+            check = Trials.of(judge.world, judge.goal, gamma=judge.gamma, n=256, seed=subject.seed, purpose="check")
+        task = Task(agent, world, judge, level.required, self.budget, subject.seed, check)
         table = compiled(task)
         found = self._search(task)
         tell(0.4, "editing its compiled table")
@@ -177,7 +180,7 @@ def compiled(task: Task) -> Agent:
 
 
 def _of(task: Task, agent: Agent) -> Task:
-    return Task(agent, task.world, task.judge, task.required, task.budget, task.seed)
+    return replace(task, agent=agent)
 
 
 def _interval(values: np.ndarray) -> tuple[float | None, float | None]:
@@ -301,6 +304,8 @@ def _proven(metric: str, value: int | None, reason: str) -> Measurement:
 def _length(metric: str, task: Task, best: Candidate | None, found: Sequence[Candidate]) -> Measurement:
     if best is None:
         top = max((c.competence for c in found), default=None)
+        if top is not None and task.enough(top):
+            return Measurement.failed(metric, f"required competence {task.required:.4g} was not met on other starts")
         reached = "no editor has an edit to offer" if top is None else f"the best edit reaches {top:.4g}"
         return Measurement.failed(metric, f"required competence {task.required:.4g} was not reached: {reached}")
     return Measurement.ok(

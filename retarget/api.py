@@ -30,6 +30,7 @@ def measure(
     gamma: float | None = None,
     level: float = 0.95,
     seed: int = 0,
+    budget: int | None = None,
     name: str | None = None,
 ) -> pl.DataFrame:
     """Measure how cheaply an agent's goal can be changed, and how robustly it reaches the one it has.
@@ -43,6 +44,7 @@ def measure(
         gamma: discount of competence, in (0, 1); without one 0.95 in finite worlds, elsewhere the world's own.
         level: required competence on B, as a share of the agent's own on A.
         seed: names every random stream.
+        budget: most candidates and gradient steps of one editor; the probe's own without.
         name: what the rows call the agent; by default its kind.
 
     Returns:
@@ -74,6 +76,11 @@ def measure(
         others = _named(world, goals)
     wanted = [probes] if isinstance(probes, str) else probes
     specs = DEFAULT_PROBES if wanted is None else tuple(ProbeSpec(p) for p in wanted)
+    if budget is not None:
+        if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
+            raise ProbeError(f"budget must be a whole number of at least 1, got {budget!r}")
+        bounded = ProbeSpec.of("retargetability", budget=budget)
+        specs = tuple(bounded if s.id == "retargetability" and not s.options else s for s in specs)
     if not specs:
         raise ProbeError("probes is empty; name at least one, or leave it out for robustness and retargetability")
     rows, _ = measure_agent(

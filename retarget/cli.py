@@ -131,7 +131,9 @@ def measure(
     episodes: Annotated[
         int, typer.Option(help="Episodes of the return that is counted first; 0 for none.", min=0)
     ] = 100,
-    budget: Annotated[int, typer.Option(help="Most candidates and gradient steps of one editor.", min=1)] = 4096,
+    budget: Annotated[
+        int, typer.Option(help="Most candidates and gradient steps of one editor; fewer, sooner.", min=1)
+    ] = 4096,
     seed: Annotated[int, typer.Option(help="Names the random draws.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for results.parquet and report.html.")] = None,
 ) -> None:
@@ -433,9 +435,13 @@ def _show(out: Path, console: Console) -> None:
 
     from retarget.analysis.report import write_report
     from retarget.analysis.terminal import terminal_table
+    from retarget.study.screen import nowhere
     from retarget.study.table import RESULTS
 
-    console.print(terminal_table(pl.read_parquet(out / RESULTS)))
+    results = pl.read_parquet(out / RESULTS)
+    console.print(terminal_table(results))
+    for line in nowhere(results):
+        console.print(line, markup=False, highlight=False)
     typer.echo(f"tables: {out}")
     typer.echo(f"report: {write_report(out)}")
 

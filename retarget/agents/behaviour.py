@@ -17,10 +17,12 @@ import numpy as np
 
 from retarget.agent import Agent, Categorical, Part, own
 from retarget.errors import AgentError
+from retarget.rng import stream
+from retarget.trials import follow
 from retarget.world import BoxWorld, FiniteWorld, World
 
 #: Tiles along each axis of the observations. Finer grids are left out where they would have more cells than this.
-RESOLUTIONS = (2, 4, 8, 16, 32, 64)
+RESOLUTIONS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 MOST_CELLS = 1 << 20
 #: Torques and forces that exceptions may name, where actions are continuous.
 LEVELS = 5
@@ -205,13 +207,12 @@ class BehaviourTable(Agent):
         return out
 
 
-def behaviour_table(agent: Agent, world: World, *, seen: np.ndarray, first: np.ndarray, horizon: int) -> BehaviourTable:
+def behaviour_table(agent: Agent, world: World, *, first: np.ndarray, horizon: int) -> BehaviourTable:
     """An agent's behaviour, ready for exceptions. The table of a behaviour table is itself.
 
     Args:
         agent: whose behaviour.
         world: where.
-        seen: observations `[M, ...]` that the tiles must cover.
         first: observations `[N, ...]` at the starts of the episodes that can be named.
         horizon: steps of an episode that can be named.
     """
@@ -221,11 +222,35 @@ def behaviour_table(agent: Agent, world: World, *, seen: np.ndarray, first: np.n
     if isinstance(world, FiniteWorld):
         grids, palette = (StateTiles(world.model.n_states),), np.arange(world.model.n_actions)
     else:
-        low, high = seen.min(0), seen.max(0)
-        grids = tuple(Tiles(n, low, high) for n in RESOLUTIONS if n ** seen.shape[1] <= MOST_CELLS)
+        low, high = seen_box(world)
+        grids = tuple(Tiles(n, low, high) for n in RESOLUTIONS if n ** len(low) <= MOST_CELLS)
         palette = palette_of(world)
     tables = tuple(np.zeros(g.n_cells, dtype=np.int64) for g in grids)
     return BehaviourTable(agent, palette, grids, tables, first, np.zeros((len(first), horizon), dtype=np.int64))
+
+
+#: Boxes of worlds, by what rebuilds the world.
+_BOXES: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+
+def seen_box(world: BoxWorld, *, goals: int = 5, starts: int = 16) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest observation, float64 `[O]` each, in episodes of the world's expert toward some of its goals.
+
+    It depends on the world alone: a box that followed an agent, or the goal that it is to be given, would tell the
+    decoder something for nothing.
+    """
+    key = world.spec_data.label
+    if key not in _BOXES:
+        some = [world.goals[int(i)] for i in np.unique(np.linspace(0, len(world.goals) - 1, goals).round())]
+        seen = []
+        for goal in some:
+            expert = world.expert(goal)
+            begin = world.starts(starts, rng=stream(0, "seen_box", key, goal.label))
+            traces = follow(world, lambda obs, state, carry, e=expert: (e.act(state), None), begin, goal)  # type: ignore[misc]
+            seen.append(world.observe(traces.states.reshape(-1, traces.states.shape[2])))
+        every = np.concatenate(seen).astype(np.float64)
+        _BOXES[key] = every.min(0), every.max(0)
+    return _BOXES[key]
 
 
 def palette_of(world: BoxWorld) -> np.ndarray:

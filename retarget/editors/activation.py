@@ -54,7 +54,7 @@ class ActivationEditor:
             return ()
         spread = np.unique(np.linspace(0, len(names) - 1, min(self.hooks, len(names))).round())
         names = tuple(names[int(i)] for i in spread)
-        hunt = taught(task, self.name, names[:1], task.budget // 2)
+        hunt = taught(task, self.name, names[:1], task.budget // 2, short=True)
         lessons = hunt.tuner.lessons
         try:
             for name in names:

@@ -23,6 +23,10 @@ from retarget.world import FiniteModel, FiniteWorld, World
 TOLERANCE = 1e-9
 
 
+#: Candidates that are tried on other starts, the shortest first.
+MOST_CHECKED = 64
+
+
 @dataclass(frozen=True, eq=False)
 class Task:
     """What an editor is asked: give `agent` the goal of `judge`.
@@ -34,6 +38,7 @@ class Task:
         required: competence that counts as retargeted, in (0, 1].
         budget: most candidate agents that the editor may build and score.
         seed: names the random streams.
+        check: where competence is estimated, a judge on other starts, on which a find must hold too; None elsewhere.
     """
 
     agent: Agent
@@ -42,6 +47,7 @@ class Task:
     required: float
     budget: int = 4096
     seed: int = 0
+    check: Trials | None = None
 
     @property
     def goal(self) -> Goal:
@@ -185,9 +191,18 @@ def points(task: Task, candidates: Iterable[Candidate], *, subject: str) -> tupl
 
 
 def shortest(task: Task, candidates: Iterable[Candidate]) -> Candidate | None:
-    """The shortest candidate that meets the requirement, None where none does. Ties: least spend, then name."""
-    good = [c for c in candidates if task.enough(c.competence)]
-    return min(good, key=lambda c: (c.bits, c.spend.flops, c.editor), default=None)
+    """The shortest candidate that meets the requirement, None where none does. Ties: least spend, then name.
+
+    Where competence is estimated, it must meet it on the starts of `task.check` too: a search that keeps the shortest
+    edits that just pass on its own starts would else be believed too often.
+    """
+    good = sorted((c for c in candidates if task.enough(c.competence)), key=lambda c: (c.bits, c.spend.flops, c.editor))
+    if task.check is None:
+        return good[0] if good else None
+    for candidate in good[:MOST_CHECKED]:
+        if task.enough(task.check.score(candidate.edit.apply(task.agent)).competence):
+            return candidate
+    return None
 
 
 def plain_bits(edit: Edit, layout: Layout) -> int:

@@ -26,22 +26,14 @@ from retarget.world import BoxWorld, FiniteWorld
 
 
 def behaviour_of(agent: Agent, task: Task) -> BehaviourTable:
-    """The table of an agent's behaviour, with tiles over all that it and the expert come to see, and the starts that
-    the task is judged from."""
+    """The table of an agent's behaviour, with tiles over what can be seen in the world, and the starts that the task
+    is judged from."""
     world, judge = task.world, task.judge
     if isinstance(world, FiniteWorld) and isinstance(judge, Yardstick):
         none = np.zeros((0,), dtype=np.int64)
-        return behaviour_table(agent, world, seen=none, first=none, horizon=0)
+        return behaviour_table(agent, world, first=none, horizon=0)
     assert isinstance(world, BoxWorld) and isinstance(judge, Trials)
-    own = judge.traces(agent)
-    expert = world.expert(judge.goal)
-    shown = follow(world, lambda obs, state, carry: (expert.act(state), None), judge.starts, judge.goal)
-    states = np.concatenate(
-        [own.states.reshape(-1, own.states.shape[2]), shown.states.reshape(-1, own.states.shape[2])]
-    )
-    return behaviour_table(
-        agent, world, seen=world.observe(states), first=world.observe(judge.starts), horizon=world.horizon
-    )
+    return behaviour_table(agent, world, first=world.observe(judge.starts), horizon=world.horizon)
 
 
 class ExceptionEditor:
@@ -55,7 +47,7 @@ class ExceptionEditor:
 
     name: ClassVar[str] = "exceptions"
 
-    def __init__(self, *, rounds: int = 10, trials: int = 96) -> None:
+    def __init__(self, *, rounds: int = 10, trials: int = 48) -> None:
         self.rounds, self.trials = rounds, trials
 
     def search(self, task: Task) -> Sequence[Candidate]:

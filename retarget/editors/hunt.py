@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from retarget.agent import Agent
 from retarget.edit import Edit
-from retarget.editors.base import Candidate, Scorer, Task
+from retarget.editors.base import Candidate, Scorer, Task, shortest
 from retarget.editors.gradient import Tuner, names_of, trimmed
-from retarget.exact import Yardstick
+from retarget.exact import Yardstick, policy_table
 from retarget.lessons import Lessons, lessons_of
 from retarget.spend import Spend
 from retarget.world import FiniteWorld
@@ -95,7 +95,14 @@ class Hunt:
         """Gradient steps and scores that may still be taken."""
         self._tell()
         now = self.scorer.spend
-        return self.limit - now.simulations - (now.grad_steps - self.spend.grad_steps)
+        begun = self.spend.simulations + self.spend.grad_steps
+        return self.limit - (now.simulations + now.grad_steps - begun)
+
+    @property
+    def spent(self) -> Spend:
+        """Everything that was taken so far, lessons included."""
+        self._tell()
+        return self.scorer.spend
 
     def over(self, tuner: Tuner) -> None:
         """Go on with another tuner of the same agent, which has done nothing that was counted yet."""
@@ -125,7 +132,7 @@ class Hunt:
         Raises:
             OutOfBudgetError: when none is left.
         """
-        if self.left <= 0 or self.scorer.spend.simulations >= self.trials:
+        if self.left <= 0 or self.scorer.spend.simulations - self.spend.simulations >= self.trials:
             raise OutOfBudgetError
         competence = self.scorer.score(edit.apply(self.task.agent))
         candidate = self.scorer.candidate(edit, competence)
@@ -196,10 +203,60 @@ class Hunt:
 _TAUGHT: OrderedDict[tuple[object, ...], tuple[Lessons, Spend]] = OrderedDict()
 
 
-def taught(task: Task, editor: str, names: Sequence[str], limit: int) -> Hunt:
-    """A search over some parts, with the lessons of the task's goal; what these took is the search's first expense."""
-    lessons, spend = lessons_for(task)
+def taught(task: Task, editor: str, names: Sequence[str], limit: int, *, short: bool = False) -> Hunt:
+    """A search over some parts, with the lessons of the task's goal (`short`: those that ask for the least change).
+
+    What these took is the search's first expense.
+    """
+    lessons, spend = short_lessons(task) if short else lessons_for(task)
     return Hunt(task, editor, Tuner(task.agent, names, lessons, seed=task.seed), limit, spend=spend)
+
+
+def twice(task: Task, editor: str, names: Sequence[str], limit: int, search: Callable[[Hunt], None]) -> list[Candidate]:
+    """What a search finds with the lessons that ask for the least change.
+
+    Where nothing suffices: with those of all that is right beside, and the same budget again.
+    """
+    hunt = taught(task, editor, names, limit, short=True)
+    search(hunt)
+    if hunt.best is not None or task.exact is None:
+        return hunt.kept()
+    lessons, spend = lessons_for(task)
+    again = Hunt(task, editor, Tuner(task.agent, names, lessons, seed=task.seed), limit, spend=hunt.spent + spend)
+    search(again)
+    again.found += hunt.found
+    return again.kept()
+
+
+def short_lessons(task: Task) -> tuple[Lessons, Spend]:
+    """The lessons that a search for few numbers is tried with, and what they took.
+
+    In a finite world: the behaviour of the agent's compiled table with its own shortest edit, which differs from what
+    the agent does in as few states as could be found. Elsewhere: those of `lessons_for`.
+    """
+    patched = _by_the_table(task) if task.exact is not None else None
+    return lessons_for(task) if patched is None else patched
+
+
+def _by_the_table(task: Task) -> tuple[Lessons, Spend] | None:
+    """What the compiled table does in every state, after the shortest edit that the table search finds for it."""
+    from retarget.agents.compiled import compile_policy
+    from retarget.editors.table import TableEditor
+
+    assert task.exact is not None and isinstance(task.world, FiniteWorld)
+    model, judge = task.exact
+    key = ("table", task.agent.digest, task.world.spec_data.label, task.goal, judge.gamma, task.required)
+    if key not in _TAUGHT:
+        table = compile_policy(task.agent, task.world)
+        found = TableEditor().search(replace(task, agent=table))
+        best = shortest(task, found)
+        if best is None:
+            return None
+        told = policy_table(best.edit.apply(table), model)
+        _TAUGHT[key] = Lessons(np.arange(len(told)), told, np.ones(len(told))), found[-1].spend
+        while len(_TAUGHT) > 4:
+            _TAUGHT.popitem(last=False)
+    return _TAUGHT[key]
 
 
 def lessons_for(task: Task, *, rounds: int = 2, updates: int = 300, episodes: int = 32) -> tuple[Lessons, Spend]:

@@ -11,7 +11,7 @@ from retarget.agent import Agent
 from retarget.edit import Edit, LowRank
 from retarget.editors.base import Candidate, Task
 from retarget.editors.gradient import Differentiable, Tuner, names_of
-from retarget.editors.hunt import PRECISIONS, Hunt, OutOfBudgetError, taught
+from retarget.editors.hunt import PRECISIONS, Hunt, OutOfBudgetError, taught, twice
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -155,7 +155,9 @@ class SparseWeightsEditor:
         names = self.names(task.agent)
         if not names or not isinstance(task.agent, Differentiable):
             return ()
-        hunt = taught(task, self.name, names, int(self.share * task.budget))
+        return twice(task, self.name, names, int(self.share * task.budget), self._from)
+
+    def _from(self, hunt: Hunt) -> None:
         whole = hunt.limit
         for begin, until in ((self._grown, whole // 2), (self._dense, whole)):
             hunt.limit = until
@@ -165,7 +167,6 @@ class SparseWeightsEditor:
                     refine(hunt, *found, steps=self.steps * 3 // 5, lr=self.lr)
             except OutOfBudgetError:
                 continue
-        return hunt.kept()
 
     def _grown(self, hunt: Hunt) -> tuple[Tensor, Tensor] | None:
         return grow(hunt, by=self.by, steps=self.steps, lr=self.lr, most=self.most)
@@ -239,8 +240,12 @@ class LowRankEditor:
         names = [n for n in names_of(agent, "weight") if agent.parts[n].array.ndim == 2]
         if not names or not isinstance(agent, Differentiable):
             return ()
-        hunt = taught(task, self.name, names[:1], task.budget // 2)
-        lessons = hunt.tuner.lessons
+        return twice(task, self.name, names[:1], task.budget // 2, lambda hunt: self._from(hunt, names))
+
+    def _from(self, hunt: Hunt, names: Sequence[str]) -> None:
+        task, lessons = hunt.task, hunt.tuner.lessons
+        agent = task.agent
+        assert isinstance(agent, Differentiable)
         try:
             for rank in self.ranks:
                 done: list[tuple[float, _Product, Tensor]] = []
@@ -254,7 +259,6 @@ class LowRankEditor:
                     break
         except OutOfBudgetError:
             pass
-        return hunt.kept()
 
     def _finish(self, hunt: Hunt, done: Sequence[tuple[float, _Product, Tensor]]) -> bool:
         import torch

@@ -48,7 +48,7 @@ Kind = Literal["auto", "policy", "q"]
 def load(
     path: str | Path,
     *,
-    world: World | None = None,
+    world: World | str | None = None,
     normalise: str | Path | Normalisation | None = None,
     decision: Decision = "greedy",
     kind: Kind = "auto",
@@ -85,10 +85,15 @@ def load(
         raise FileError(unknown("kind of table", kind, get_args(Kind)))
     file = Path(path)
     what = _what(file)
+    place = _named(world)
+    if what in ("folder", "table") and normalise is not None:
+        raise FileError(f"{str(path)!r}: takes no statistics of observations; leave normalise out")
+    if what != "table" and kind != "auto":
+        raise FileError(f"{str(path)!r}: is no table, so that it cannot be read as {kind!r}; leave that out")
     if what == "folder":
-        return _native(file)
+        return _fitting(_native(file), place, path)
     if what == "table":
-        return _table(file, world, kind)
+        return _table(file, place, kind)
     from retarget.io.network import agent_of
     from retarget.io.normalise import load_normalisation
 
@@ -97,14 +102,44 @@ def load(
     if what == "safetensors":
         from retarget.io.described import load_described
 
-        return load_described(file, world=world, normalise=normalise, decision=decision)
+        return load_described(file, world=place, normalise=normalise, decision=decision)
     if activation is not None:
         from retarget.agents.networks import ACTIVATIONS
 
         if activation not in ACTIVATIONS:
             raise FileError(unknown("activation", activation, ACTIVATIONS))
     recipe = _zipped(file, activation)
-    return agent_of(recipe, world=world, normalise=normalise, decision=decision)
+    return agent_of(recipe, world=place, normalise=normalise, decision=decision)
+
+
+def _named(world: World | str | None) -> World | None:
+    """A world given by its name."""
+    if not isinstance(world, str):
+        return world
+    from retarget.envs import make_world
+
+    made: World = make_world(world)
+    return made
+
+
+def _fitting(agent: Agent, world: World | None, path: str | Path) -> Agent:
+    """The agent, if it can be in the world.
+
+    Raises:
+        FileError: where it was made for one of another kind or size.
+    """
+    from retarget.world import FiniteWorld
+
+    if world is None:
+        return agent
+    states = world.model.n_states if isinstance(world, FiniteWorld) else None
+    if agent.n_states is not None and agent.n_states != states:
+        there = f"{states} states" if states is not None else "continuous states"
+        raise FileError(
+            f"{str(path)!r}: was made for a world of {agent.n_states} states, {world.spec_data.label} has {there}; "
+            "name the world and size that it was trained in"
+        )
+    return agent
 
 
 def save(agent: Agent, path: str | Path) -> Path:

@@ -149,5 +149,15 @@ def reasons(results: pl.DataFrame, *, most: int = 5) -> list[str]:
     return lines[:most] + ([f"… and {len(lines) - most} more reasons"] if len(lines) > most else [])
 
 
+def nowhere(results: pl.DataFrame) -> list[str]:
+    """Agents that nothing could be measured on in a world, with the commonest reason: one line each."""
+    lines = []
+    for (agent, world), rows in sorted(results.group_by("agent", "world"), key=lambda g: (str(g[0][0]), str(g[0][1]))):
+        if not (rows["status"] == "ok").any():
+            reason = rows["reason"].drop_nulls().mode().sort()
+            lines.append(f"{agent} in {world}: {reason[0] if len(reason) else 'nothing was measured'}")
+    return lines
+
+
 def _plain(text: object) -> str:
     return "–" if text is None else str(text).replace("[", r"\[")

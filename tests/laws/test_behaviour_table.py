@@ -162,10 +162,10 @@ def test_a_behaviour_table_without_exceptions_is_the_agent(data: st.DataObject) 
     world = data.draw(worlds())
     agent = data.draw(agents(world, data.draw(goals(world))))
     none = np.zeros((0,), dtype=np.int64)
-    table = behaviour_table(agent, world, seen=none, first=none, horizon=0)
+    table = behaviour_table(agent, world, first=none, horizon=0)
     states = np.arange(world.model.n_states)
     assert (table.policy(states)[0] == agent.policy(states)[0]).all()
-    assert behaviour_table(table, world, seen=none, first=none, horizon=0) is table
+    assert behaviour_table(table, world, first=none, horizon=0) is table
     state, action = data.draw(st.sampled_from(states.tolist())), data.draw(st.integers(0, world.model.n_actions - 1))
     edited = Edit.of(table, Sparse("states", [state], [1 + action])).apply(table)
     after = edited.policy(states)[0]
