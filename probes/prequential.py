@@ -22,8 +22,10 @@ class Prequential(Probe):
     """Online code length of what goal B asks for (source: Blier and Ollivier 2018; Voita and Titov 2020).
 
     Lessons of B are told one block after another, in an order drawn at random; before each, the learner predicts it
-    from the lessons before. A lesson costs `-log2` of the probability given to the *set* of right actions: nothing
-    where all are right. Which learners an agent is capable of, and how they are mixed: `retarget.editors.learners`.
+    from the lessons before. What is sent of a lesson is one action, the first of those that are right (which is what
+    the exact planner takes). It costs `-log2` of the probability that was given to it, and it alone is learned from,
+    so that the length is that of a code that can be decoded. Which learners an agent is capable of, and how they are
+    mixed: `retarget.editors.learners`.
 
     Args:
         first: lessons in the first block; each later one is as long as all before it.
@@ -100,6 +102,8 @@ class Prequential(Probe):
             steps=self.steps if memory else 0,
         )  # fmt: skip
         rng = stream(subject.seed, "prequential_order")
+        if getattr(subject.world, "action_range", None) is None:
+            found = replace(found, right=np.eye(found.right.shape[1])[(found.right > 0).argmax(1)])
         if memory:
             n = len(found) // found.steps
             rows = rng.permutation(n)[: max(1, self.most // found.steps)]
@@ -138,7 +142,5 @@ def _shuffled(lessons: Lessons, seed: int) -> Lessons:
 
 def _ratio(own: float, blank: float) -> Measurement:
     if blank <= 0:
-        return Measurement.not_applicable(
-            "prequential_ratio", "the blank pays nothing: every action is right everywhere"
-        )
+        return Measurement.not_applicable("prequential_ratio", "the blank pays nothing: there is one action alone")
     return Measurement.ok("prequential_ratio", own / blank)

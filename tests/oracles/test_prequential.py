@@ -1,6 +1,7 @@
 """Online code lengths against slow, plain computations, and against Bayes' bound."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,17 @@ from retarget.agents import exact_planner
 from retarget.agents.compiled import compile_policy
 from retarget.agents.neural import Architecture, NetworkAgent, Sensor
 from retarget.editors.gradient import Tuner, names_of
-from retarget.editors.learners import ACTION_CELLS, SHARE_PRIOR, SHARES, SPREADS, probability_of_right, slot_learner
+from retarget.editors.learners import (
+    ACTION_CELLS,
+    SHARE_PRIOR,
+    SHARES,
+    SPREADS,
+    code_lengths,
+    learners_of,
+    probability_of_right,
+    slot_learner,
+    uniform_right,
+)
 from retarget.envs import make_world
 from retarget.exact import best_actions, optimal_values
 from retarget.lessons import Lessons, lessons_of
@@ -35,8 +46,9 @@ def test_a_table_pays_what_a_slow_sequential_bayesian_pays(world):
     for s in range(world.model.n_states):
         if s in b.states or not reach[s]:
             continue
-        own = float(agent.policy(np.array([s]))[0][0][best[s]].sum())
-        even = float(best[s].sum()) / len(best[s])
+        sent = int(best[s].argmax())  # the first of the right actions
+        own = float(agent.policy(np.array([s]))[0][0][sent])
+        even = 1 / len(best[s])
         each = [t * own + (1 - t) * even for t in SHARES]
         predicted = sum(w * p for w, p in zip(belief, each, strict=True))
         paid -= math.log2(predicted)
@@ -44,8 +56,22 @@ def test_a_table_pays_what_a_slow_sequential_bayesian_pays(world):
     outcome = Prequential().measure(Subject(agent, world, a, b, gamma=GAMMA))
     assert outcome["prequential_bits"].value == pytest.approx(paid, abs=1e-9)
     n = outcome["prequential_lessons"].value
-    even = [math.log2(len(best[s]) / best[s].sum()) for s in range(len(best)) if reach[s] and s not in b.states]
-    assert n == len(even) and outcome["uniform_bits"].value == pytest.approx(sum(even))
+    counted = [s for s in range(len(best)) if reach[s] and s not in b.states]
+    assert n == len(counted) and outcome["uniform_bits"].value == pytest.approx(n * math.log2(best.shape[1]))
+
+
+def test_the_answers_to_a_lesson_share_one_bit_of_belief(world):
+    """Kraft: over all actions that might be sent of one lesson, 2^-bits sums to 1, for a table and for a planner."""
+    a, b = world.goals[3], world.goals[-2]
+    for agent in (exact_planner(world, a), compile_policy(exact_planner(world, a), world)):
+        lessons = Prequential().lessons(Subject(agent, world, a, b, gamma=GAMMA))
+        assert set(np.unique(lessons.right)) == {0.0, 1.0} and (lessons.right.sum(1) == 1).all()
+        total = 0.0
+        for action in range(world.model.n_actions):
+            first = replace(lessons, right=np.eye(4)[[action]], obs=lessons.obs[:1], weight=np.ones(1))
+            found = learners_of(agent, b, first, ends=[1])
+            total += 2.0 ** -float(code_lengths(found, first, uniform_right(first))[-1])
+        assert total == pytest.approx(1.0, abs=1e-9)
 
 
 @pytest.mark.parametrize("goal", [1, -1])
@@ -86,7 +112,9 @@ def test_a_network_pays_less_for_what_it_was_trained_on(world):
     s = world.model.n_states
     arch = Architecture.of("mlp", inputs=s, outputs=4, hidden=(16,))
     blank = NetworkAgent(arch, arch.initial(0), Sensor(features=np.eye(s, dtype=np.float32)), seed=0)
-    tuner = Tuner(blank, names_of(blank, "weight"), lessons_of(world, b, gamma=GAMMA))
+    every = lessons_of(world, b, gamma=GAMMA)
+    shown = replace(every, right=np.eye(4)[(every.right > 0).argmax(1)])
+    tuner = Tuner(blank, names_of(blank, "weight"), shown)
     agent = blank.with_arrays(tuner.arrays(tuner.fit(tuner.base, steps=300, lr=0.02)))
     outcome = Prequential().measure(Subject(agent, world, a, b, gamma=GAMMA))
     assert outcome["prequential_bits"].value < 8
