@@ -101,6 +101,9 @@ class Retargetability(Probe):
         if nothing:
             return self._closed(known, nothing)
 
+        if not agent.parts:
+            return self._closed(known, "it exposes no parts: there is nothing to edit")
+
         tell(0.1, "editing the agent")
         check = None
         if isinstance(judge, Trials):

@@ -247,3 +247,38 @@ def test_the_checks_on_networks_follow_the_rows() -> None:
     unlike = [*rows("planner", "planner", 2.0, 1.0), *rows("network", "distilled mlp", -1.0, 0.5)]
     bad = verdicts([*unlike, *slot, *rows("network", "shuffled goals mlp", 3.0, 0.1, True)])
     assert sorted(bad.values()) == ["does not hold", "does not hold", "holds"]
+
+
+def test_an_extractor_without_weights_is_refused(tmp_path: Path) -> None:
+    """It holds no tensor that would show, and may change every observation."""
+    for name, refused in (
+        ("__main__.ScaleAndClip", True),
+        ("stable_baselines3.common.torch_layers.FlattenExtractor", False),
+    ):
+        zipped = _zip_of(tmp_path / "pump.zip")
+        with zipfile.ZipFile(zipped) as archive:
+            members = {n: archive.read(n) for n in archive.namelist()}
+        data = json.loads(members["data"])
+        data["policy_kwargs"] = {"features_extractor_class": f"<class '{name}'>"}
+        members["data"] = json.dumps(data).encode()
+        with zipfile.ZipFile(zipped, "w") as archive:
+            for member, content in members.items():
+                archive.writestr(member, content)
+        if refused:
+            with pytest.raises(retarget.RetargetError, match="ScaleAndClip"):
+                retarget.load(zipped)
+        else:
+            assert retarget.load(zipped).parts
+
+
+def test_a_function_has_nothing_to_edit() -> None:
+    world = retarget.make_world("MountainCar")
+
+    def pump(obs: np.ndarray) -> np.ndarray:
+        return np.eye(3)[np.where(obs[:, 1] > 0, 2, 0)]
+
+    agent = retarget.wrap(pump, observation_size=2, n_actions=3)
+    table = retarget.measure(agent, world, goals=["left hill"])
+    assert table.filter(metric="robustness")["status"].to_list() == ["ok"]
+    row = table.filter(metric="retargetability").row(0, named=True)
+    assert row["status"] == "not_applicable" and "nothing to edit" in row["reason"]

@@ -54,6 +54,7 @@ class Plain:
         normalised: whether the environment was a `VecNormalize`, where that shows.
         whole_kwargs: all names in `policy_kwargs` are there to read, so that one which is missing was not set.
         own_class: the policy's class, where it is none of Stable-Baselines3's.
+        extractor: class of its features extractor, where that is named and is not the plain one.
     """
 
     observation_shape: tuple[int, ...] | None = None
@@ -68,6 +69,7 @@ class Plain:
     normalised: bool | None = None
     whole_kwargs: bool = False
     own_class: str = ""
+    extractor: str = ""
 
 
 def plain_fields(data: Mapping[str, object]) -> Plain:
@@ -93,7 +95,17 @@ def plain_fields(data: Mapping[str, object]) -> Plain:
         None if "_last_original_obs" not in data else data["_last_original_obs"] is not None,
         isinstance(data.get("policy_kwargs"), dict),
         "" if module.startswith(("stable_baselines3.", "sb3_contrib.")) else module[:80],
+        _extractor(kwargs),
     )
+
+
+def _extractor(kwargs: Mapping[str, object]) -> str:
+    """A features extractor other than the plain one, by name: it may change observations without holding a weight."""
+    if "features_extractor_class" not in kwargs:
+        return ""
+    text = str(kwargs["features_extractor_class"])[:200]
+    name = _class(text) or text
+    return "" if name == "FlattenExtractor" else name
 
 
 def _mapping(value: object) -> Mapping[str, object]:
@@ -235,6 +247,8 @@ def recipe_of_tensors(
     """
     if plain.other_space:
         fail(path, f"its space is a {plain.other_space[:40]}; only Box and Discrete spaces are read; {_WRAP}")
+    if plain.extractor:
+        fail(path, f"it looks at observations through {plain.extractor[:80]!r}, whose code is not in the file; {_WRAP}")
     reading = recognise(path, tensors, where)
     head = reading.head
     if head is None:
