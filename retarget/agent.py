@@ -15,8 +15,8 @@ from retarget.errors import AgentError, EditError
 from retarget.goal import Goal
 from retarget.spend import Spend
 
-Role = Literal["table", "weight", "model", "goal_slot", "activation"]
-ROLES: tuple[Role, ...] = ("table", "weight", "model", "goal_slot", "activation")
+Role = Literal["table", "weight", "model", "goal_slot", "activation", "value", "policy"]
+ROLES: tuple[Role, ...] = ("table", "weight", "model", "goal_slot", "activation", "value", "policy")
 
 
 def own(array: np.ndarray) -> np.ndarray:
@@ -172,6 +172,11 @@ class Agent(ABC):
         return 0.0
 
     @property
+    def plans_once(self) -> bool:
+        """Whether one decision's work serves all states (a plan, a table); False where each state is decided apart."""
+        return True
+
+    @property
     def seen_starts(self) -> np.ndarray | None:
         """Int `[N]` start states of training, or None for an agent that was not trained."""
         return None
@@ -266,6 +271,29 @@ class HasModel(Protocol):
 
     def model_cells(self) -> tuple[str, np.ndarray]:
         """The part's name, and int `[S, A]`: the cell that names the successor of each state and action."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """New contents for some parts, as one way to suit them to a goal.
+
+    Attributes:
+        name: what it is, in a word or two, e.g. `exact values` or `no values`.
+        arrays: by name of the part, arrays of the part's shape.
+    """
+
+    name: str
+    arrays: Mapping[str, np.ndarray]
+
+
+@runtime_checkable
+class HasFits(Protocol):
+    """An agent with parts beside its goal slot that were made for a goal, and can be made for another by formula."""
+
+    def fits(self, world: object, goal: Goal) -> tuple[Fit, ...]:
+        """Ways to suit values, priors or other parts to a goal: from data and closed forms, no search. Each names parts
+        of one role only; an editor combines them. Empty where the agent has no such parts."""
         ...
 
 

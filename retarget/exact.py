@@ -272,7 +272,8 @@ class Yardstick:
             flops = taken * agent.flops_per_action
             return Score(float(ratios.mean()), float((steps >= 0).mean()), len(steps), env_steps=taken, flops=flops)
         probs = policy_table(agent, self.model)
-        flops = self.flops_to_score(probs) + agent.flops_per_action
+        decided = 1 if agent.plans_once else self.model.n_states
+        flops = self.flops_to_score(probs) + decided * agent.flops_per_action
         return Score(self.competence(probs), self.success(probs), len(self.starts), flops=flops)
 
     def ratios_of(self, agent: Agent) -> np.ndarray:

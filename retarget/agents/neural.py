@@ -407,6 +407,10 @@ class NetworkAgent(Agent):
         return self.architecture.recurrent
 
     @property
+    def plans_once(self) -> bool:
+        return False
+
+    @property
     def flops_per_action(self) -> float:
         return self.architecture.flops
 

@@ -33,6 +33,10 @@ class _Wrapper(Agent):
         return self.inner.simulations_per_action
 
     @property
+    def plans_once(self) -> bool:
+        return self.inner.plans_once
+
+    @property
     def flops_per_action(self) -> float:
         return self.inner.flops_per_action
 
