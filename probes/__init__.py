@@ -9,8 +9,9 @@ from retarget.probes.behaviour import Behaviour
 from retarget.probes.prequential import Prequential
 from retarget.probes.retargetability import Retargetability
 from retarget.probes.robustness import Robustness
+from retarget.probes.where import Where
 
 #: Probes by name, for studies and the command line.
-PROBES: Mapping[str, type[Probe]] = {p.name: p for p in (Retargetability, Robustness, Behaviour, Prequential)}
+PROBES: Mapping[str, type[Probe]] = {p.name: p for p in (Retargetability, Robustness, Behaviour, Prequential, Where)}
 
-__all__ = ["PROBES", "Behaviour", "Prequential", "Retargetability", "Robustness"]
+__all__ = ["PROBES", "Behaviour", "Prequential", "Retargetability", "Robustness", "Where"]

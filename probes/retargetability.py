@@ -89,26 +89,15 @@ class Retargetability(Probe):
         tell = progress or (lambda done, words: None)
         if subject.goal_b is None:
             return self.all_not_applicable("no goal B was given")
-        agent, world = subject.agent, subject.world
         try:
-            own = judge_of(world, subject.goal_a, gamma=subject.gamma, seed=subject.seed)
-            judge = judge_of(world, subject.goal_b, gamma=subject.gamma, seed=subject.seed)
-            level = _Level(own.score(agent).competence, judge.score(agent).competence, subject.level)
+            known, task, nothing = asked(subject, self.budget)
         except (GoalError, AgentError) as error:
             return self.all_not_applicable(str(error))
-        known = level.measurements()
-        nothing = level.nothing_to_measure(own.uniform_competence, judge.uniform_competence)
-        if nothing:
-            return self._closed(known, nothing)
-
-        if not agent.parts:
-            return self._closed(known, "it exposes no parts: there is nothing to edit")
+        if task is None:
+            return closed(self, known, nothing)
 
         tell(0.1, "editing the agent")
-        check = None
-        if isinstance(judge, Trials):
-            check = Trials.of(judge.world, judge.goal, gamma=judge.gamma, n=256, seed=subject.seed, purpose="check")
-        task = Task(agent, world, judge, level.required, self.budget, subject.seed, check)
+        agent = task.agent
         table = compiled(task)
         found = self._search(task)
         tell(0.4, "editing its compiled table")
@@ -123,10 +112,6 @@ class Retargetability(Probe):
 
     def _search(self, task: Task) -> tuple[Candidate, ...]:
         return tuple(c for editor in self.editors for c in editor.search(task))
-
-    def _closed(self, known: Sequence[Measurement], reason: str) -> Outcome:
-        have = {m.metric: m for m in known}
-        return Outcome(tuple(have.get(n, Measurement.not_applicable(n, reason)) for n in self.metrics))
 
     def _controls(self, search: _Search) -> list[Measurement]:
         best = search.best
@@ -145,8 +130,48 @@ class Retargetability(Probe):
         ]
 
 
+def asked(subject: Subject, budget: int) -> tuple[tuple[Measurement, ...], Task | None, str]:
+    """What a subject asks of the editors.
+
+    Returns:
+        Competences before any edit; the task, or None where there is nothing to measure; and the reason why not.
+
+    Raises:
+        GoalError, AgentError: where its competence cannot be measured.
+    """
+    agent, world, goal_b = subject.agent, subject.world, subject.goal_b
+    if goal_b is None:
+        return (), None, "no goal B was given"
+    own = judge_of(world, subject.goal_a, gamma=subject.gamma, seed=subject.seed)
+    judge = judge_of(world, goal_b, gamma=subject.gamma, seed=subject.seed)
+    level = Level(own.score(agent).competence, judge.score(agent).competence, subject.level)
+    nothing = level.nothing_to_measure(own.uniform_competence, judge.uniform_competence)
+    if not nothing and not agent.parts:
+        nothing = "it exposes no parts: there is nothing to edit"
+    if nothing:
+        return level.measurements(), None, nothing
+    check = None
+    if isinstance(judge, Trials):
+        check = Trials.of(judge.world, judge.goal, gamma=judge.gamma, n=256, seed=subject.seed, purpose="check")
+    task = Task(agent, world, judge, level.required, budget, subject.seed, check)
+    return level.measurements(), task, ""
+
+
+def closed(probe: Probe, known: Sequence[Measurement], reason: str) -> Outcome:
+    """What is known, and every other metric of the probe as `not_applicable` for one reason."""
+    have = {m.metric: m for m in known}
+    return Outcome(tuple(have.get(n, Measurement.not_applicable(n, reason)) for n in probe.metrics))
+
+
 @dataclass(frozen=True)
-class _Level:
+class Level:
+    """An agent's competence on A and on B before any edit, and the share of the first that counts as retargeted.
+
+    Attributes:
+        competence_a, before: in [0, 1].
+        level: in (0, 1].
+    """
+
     competence_a: float
     before: float
     level: float
@@ -212,8 +237,8 @@ class _Search:
 
     def lengths(self) -> list[Measurement]:
         best, table = self.best, shortest(self.table_task, self.of_table)
-        out = [_length("edit_bits", self.task, best, self.found)]
-        out.append(_length("behaviour_bits", self.table_task, table, self.of_table))
+        out = [length_of("edit_bits", self.task, best, self.found)]
+        out.append(length_of("behaviour_bits", self.table_task, table, self.of_table))
         out.append(_log_ratio("retargetability", table.bits if table else None, best.bits if best else None))
         plain = _least_plain(self.task, self.found), _least_plain(self.table_task, self.of_table)
         out.append(_plain("edit_bits_plain", plain[0], out[0].reason))
@@ -248,7 +273,7 @@ class _Search:
         if self.task.enough(before):
             return [Measurement.not_applicable(n, f"the blank already reaches B ({before:.4g})") for n in names]
         blank = shortest(self.blank_task, self.of_blank)
-        bits = _length("blank_bits", self.blank_task, blank, self.of_blank)
+        bits = length_of("blank_bits", self.blank_task, blank, self.of_blank)
         if blank is None or best is None:
             reason = "there is no edit of the agent" if best is None else bits.reason
             return [bits, *(Measurement.failed(n, reason) for n in names[1:])]
@@ -304,7 +329,8 @@ def _proven(metric: str, value: int | None, reason: str) -> Measurement:
     return Measurement.not_applicable(metric, reason) if value is None else Measurement.ok(metric, value)
 
 
-def _length(metric: str, task: Task, best: Candidate | None, found: Sequence[Candidate]) -> Measurement:
+def length_of(metric: str, task: Task, best: Candidate | None, found: Sequence[Candidate]) -> Measurement:
+    """The length of the shortest edit, or why there is none among those found."""
     if best is None:
         top = max((c.competence for c in found), default=None)
         if top is not None and task.enough(top):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from retarget.editors.activation import ActivationEditor
 from retarget.editors.base import Candidate, Editor, Task, points, prove, shortest, shortest_form
 from retarget.editors.exceptions import ExceptionEditor
+from retarget.editors.fitted import FittedEditor
 from retarget.editors.random import RandomEditor
 from retarget.editors.retrain import RetrainEditor
 from retarget.editors.slot import SlotEditor
@@ -15,7 +16,7 @@ from retarget.editors.weights import BiasEditor, LowRankEditor, RetrainWeightsEd
 
 def default_editors() -> tuple[Editor, ...]:
     """The editors that compete for the shortest edit."""
-    anything = (SlotEditor(), TableEditor(), SparseEditor(), RetrainEditor(), ExceptionEditor())
+    anything = (SlotEditor(), TableEditor(), FittedEditor(), SparseEditor(), RetrainEditor(), ExceptionEditor())
     return (*anything, *network_editors())
 
 
@@ -30,6 +31,7 @@ __all__ = [
     "Candidate",
     "Editor",
     "ExceptionEditor",
+    "FittedEditor",
     "LowRankEditor",
     "RandomEditor",
     "RetrainEditor",

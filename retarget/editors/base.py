@@ -39,6 +39,8 @@ class Task:
         budget: most candidate agents that the editor may build and score.
         seed: names the random streams.
         check: where competence is estimated, a judge on other starts, on which a find must hold too; None elsewhere.
+        frozen: names of parts that no edit may touch. Candidates that do are not counted (`allowed`); editors that know
+            better do not build them.
     """
 
     agent: Agent
@@ -48,6 +50,7 @@ class Task:
     budget: int = 4096
     seed: int = 0
     check: Trials | None = None
+    frozen: frozenset[str] = frozenset()
 
     @property
     def goal(self) -> Goal:
@@ -59,6 +62,10 @@ class Task:
         if isinstance(self.judge, Yardstick) and isinstance(self.world, FiniteWorld) and not self.agent.has_memory:
             return self.world.model, self.judge
         return None
+
+    def allowed(self, edit: Edit) -> bool:
+        """Whether an edit leaves the frozen parts alone."""
+        return not self.frozen.intersection(edit.parts_touched)
 
     def enough(self, competence: float) -> bool:
         """Whether a competence meets the requirement."""

@@ -46,8 +46,8 @@ def _random_like(agent: Agent, patch: Patch, rng: np.random.Generator) -> Patch:
     def values(like: np.ndarray) -> np.ndarray:
         if isinstance(part.alphabet, Categorical):
             return rng.integers(part.alphabet.size, size=like.shape)
-        # the same numbers in another order: their code is as long
-        return rng.permutation(like.reshape(-1)).reshape(like.shape)
+        # the same numbers in another order: their code is as long; a copy, since NumPy shuffles an empty array in place
+        return rng.permutation(like.reshape(-1).copy()).reshape(like.shape)
 
     if isinstance(patch, Sparse):
         cells = np.sort(rng.choice(n, size=patch.n_cells, replace=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -16,8 +17,8 @@ from retarget.errors import EditError
 class RetrainEditor:
     """Retraining with doubling budgets, until the requirement is met.
 
-    The edit is the whole difference, in its shortest form; real values are rounded to the fewest significant bits
-    that keep the requirement, and measured after rounding.
+    The edit is the whole difference, in its shortest form, without what is frozen; real values are rounded to the
+    fewest significant bits that keep the requirement, and measured after rounding.
 
     Args:
         first: first budget, in episodes.
@@ -38,17 +39,20 @@ class RetrainEditor:
         for i in range(self.doublings + 1):
             trained, spend = agent.retrained(task.world, task.goal, budget=self.first * 2**i, seed=task.seed)
             scorer.spend = scorer.spend + spend
-            out.append(self._candidate(scorer, trained))
+            whole = learned(task, trained)
+            if task.frozen and not whole.patches:
+                continue
+            out.append(self._candidate(scorer, whole))
             if task.enough(out[-1].competence):
                 break
         return out
 
-    def _candidate(self, scorer: Scorer, trained: Agent) -> Candidate:
+    def _candidate(self, scorer: Scorer, whole: Edit) -> Candidate:
         agent = scorer.task.agent
-        plain = shortest_form(agent, difference(agent, trained))
+        plain = shortest_form(agent, whole)
         best = scorer.candidate(plain, scorer.score(plain.apply(agent)))
         for bits in (4, 8, 16):
-            rounded = _rounded(agent, trained, bits)
+            rounded = _rounded(agent, whole, bits)
             if rounded is None:
                 return best
             candidate = scorer.candidate(rounded, scorer.score(rounded.apply(agent)))
@@ -57,16 +61,30 @@ class RetrainEditor:
         return best
 
 
-def _rounded(agent: Agent, trained: Agent, bits: int) -> Edit | None:
-    """The difference with real values rounded to `bits` significant bits; None where there are none."""
+def learned(task: Task, trained: Agent) -> Edit:
+    """The difference to the trained agent, without what it changed of frozen parts."""
+    whole = difference(task.agent, trained)
+    return replace(whole, patches=tuple(p for p in whole.patches if p.part not in task.frozen))
+
+
+def significant(values: np.ndarray, bits: int) -> np.ndarray:
+    """Real values rounded to `bits` significant bits.
+
+    >>> significant(np.array([0.9, 5.0, 0.0]), 1).tolist()
+    [1.0, 4.0, 0.0]
+    """
+    mantissa, exponent = np.frexp(values)
+    return np.asarray(np.ldexp(np.round(mantissa * 2**bits) / 2**bits, exponent))
+
+
+def _rounded(agent: Agent, whole: Edit, bits: int) -> Edit | None:
+    """An edit of sparse patches with real values rounded to `bits` significant bits; None where there are none."""
     patches: list[Patch] = []
     real = False
-    for patch in difference(agent, trained).patches:
+    for patch in whole.patches:
         if isinstance(patch, Sparse) and patch.value.dtype.kind == "f":
             real = True
-            mantissa, exponent = np.frexp(patch.value)
-            value = np.ldexp(np.round(mantissa * 2**bits) / 2**bits, exponent)
-            patches.append(Sparse(patch.part, patch.index, value))
+            patches.append(Sparse(patch.part, patch.index, significant(patch.value, bits)))
         else:
             patches.append(patch)
     try:

@@ -33,13 +33,13 @@ class SlotEditor:
         if not isinstance(agent, HasGoalSlot):
             return ()
         scorer = Scorer(task, self.name)
-        writes = agent.slot_writes(task.goal)
+        writes = [w for w in agent.slot_writes(task.goal) if w.part not in task.frozen]
         found = self._try(scorer, [slot_edit(agent, w) for w in writes])
         best = max((c.competence for c in found), default=task.required)
         if (task.enough(best) and found) or best < 0.5 * task.required:
             return found
         tried = {c.edit for c in found}
-        others = agent.slot_candidates()
+        others = [w for w in agent.slot_candidates() if w.part not in task.frozen]
         drawn = stream(task.seed, "slot_blind", len(others)).permutation(len(others))[: min(self.blind, task.budget)]
         blind = (slot_edit(agent, others[int(i)]) for i in drawn)
         found += self._try(scorer, [e for e in blind if e not in tried])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from retarget.agent import Agent, HasGoalSlot, HasModel, HasTable, Trainable
 from retarget.edit import Edit, Sparse, difference
 from retarget.editors.base import Candidate, Scorer, Task, shortest_form
+from retarget.editors.retrain import learned
 from retarget.editors.rows import search_rows
 from retarget.editors.slot import slot_edit
 from retarget.exact import policy_table
@@ -48,7 +49,9 @@ class SparseEditor:
         for i in range(self.doublings + 1):
             trained, spend = agent.retrained(task.world, task.goal, budget=self.first * 2**i, seed=task.seed)
             scorer.spend = scorer.spend + spend
-            whole = difference(agent, trained)
+            whole = learned(task, trained)
+            if task.frozen and not whole.patches:
+                continue
             if task.enough(scorer.score(whole.apply(agent))):
                 return self._shrunk(scorer, whole)
         return ()
@@ -56,28 +59,51 @@ class SparseEditor:
     def _shrunk(self, scorer: Scorer, whole: Edit) -> list[Candidate]:
         task = scorer.task
         shrinking = _Subset(task.agent, whole)
-        kept = np.arange(shrinking.n_cells)
-        size = max(1, kept.size // 2)
-        out = [self._candidate(scorer, shrinking.edit(kept))]
+        out = [self._candidate(scorer, shrinking.edit(np.arange(shrinking.n_cells)))]
         limit = min(task.budget, self.trials) + scorer.spend.simulations
-        while kept.size and scorer.spend.simulations < limit:
-            at, before = 0, kept.size
-            while at < kept.size and scorer.spend.simulations < limit:
-                trial = np.concatenate([kept[:at], kept[at + size :]])
-                if task.enough(scorer.score(shrinking.agent(trial))):
-                    kept = trial
-                else:
-                    at += size
-            if kept.size < before:
-                out.append(self._candidate(scorer, shrinking.edit(kept)))
-            elif size == 1:
-                break
-            size = max(1, size // 2)
+        passes = debugged(
+            shrinking.n_cells,
+            good=lambda keep: task.enough(scorer.score(shrinking.agent(keep))),
+            going=lambda: scorer.spend.simulations < limit,
+        )
+        out += [self._candidate(scorer, shrinking.edit(kept)) for kept in passes]
         return out
 
     def _candidate(self, scorer: Scorer, edit: Edit) -> Candidate:
         short = shortest_form(scorer.task.agent, edit)
         return scorer.candidate(short, scorer.score(short.apply(scorer.task.agent)))
+
+
+def debugged(n_cells: int, *, good: Callable[[np.ndarray], bool], going: Callable[[], bool]) -> Iterator[np.ndarray]:
+    """Delta debugging (Zeller and Hildebrandt 2002): chunks of cells are put back, then halves of chunks, down to
+    single cells, as long as the rest is good.
+
+    Args:
+        n_cells: how many there are.
+        good: whether the cells kept, int `[k]` rising, still do what is required.
+        going: whether another trial may be made.
+
+    Yields:
+        The cells kept after each pass that put some back.
+
+    >>> [kept.tolist() for kept in debugged(4, good=lambda k: 2 in k, going=lambda: True)]
+    [[2, 3], [2]]
+    """
+    kept = np.arange(n_cells)
+    size = max(1, kept.size // 2)
+    while kept.size and going():
+        at, before = 0, kept.size
+        while at < kept.size and going():
+            trial = np.concatenate([kept[:at], kept[at + size :]])
+            if good(trial):
+                kept = trial
+            else:
+                at += size
+        if kept.size < before:
+            yield kept
+        elif size == 1:
+            break
+        size = max(1, size // 2)
 
 
 def _with_true_successors(scorer: Scorer) -> list[Edit]:
@@ -92,8 +118,12 @@ def _with_true_successors(scorer: Scorer) -> list[Edit]:
         return []
     model, judge = task.exact
     part, cell = agent.model_cells()
+    if part in task.frozen:
+        return []
     likely = np.take_along_axis(model.next_state, model.prob.argmax(2)[:, :, None], axis=2)[:, :, 0]
     for write in agent.slot_writes(task.goal):
+        if write.part in task.frozen:
+            continue
         aimed = slot_edit(agent, write).apply(agent)
         points = search_rows(judge, policy_table(aimed, model), required=task.required)
         good = [p for p in points if task.enough(p.competence)]

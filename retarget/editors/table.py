@@ -30,6 +30,8 @@ class TableEditor:
     """
 
     name: ClassVar[str] = "table"
+    #: It tries its table without the slot as it is: with parts frozen it finds nothing that it does not find without.
+    covers_frozen: ClassVar[bool] = True
 
     def __init__(self, *, slot_bases: int = 2, n_points: int = 24) -> None:
         self.slot_bases, self.n_points = slot_bases, n_points
@@ -37,6 +39,8 @@ class TableEditor:
     def search(self, task: Task) -> Sequence[Candidate]:
         agent = task.agent
         if not isinstance(agent, HasTable) or task.exact is None:
+            return ()
+        if agent.table_view().part in task.frozen:
             return ()
         scorer = Scorer(task, self.name)
         out = self._from(scorer, agent.table_view(), policy_table(agent, task.exact[0]), lambda s: (s,))
@@ -48,7 +52,8 @@ class TableEditor:
         if not isinstance(agent, HasGoalSlot) or exact is None:
             return []
         model = exact[0]
-        edits = [slot_edit(agent, write) for write in agent.slot_candidates()[: scorer.task.budget]]
+        writes = [w for w in agent.slot_candidates() if w.part not in scorer.task.frozen]
+        edits = [slot_edit(agent, write) for write in writes[: scorer.task.budget]]
         tried = [(scorer.score(e.apply(agent)), e) for e in edits if e.patches]
         # rounded, so that ties stay ties whatever order the states were summed in
         tried.sort(key=lambda t: -round(t[0], 9))
