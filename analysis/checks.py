@@ -147,6 +147,8 @@ class Rows:
 
 def check_all(results: pl.DataFrame) -> tuple[Check, ...]:
     """Every expectation whose agents are in the rows, in reading order."""
+    from retarget.analysis import search_checks
+
     rows = Rows(results, agent_names(results))
     parts: tuple[Callable[[Rows], list[Check]], ...] = (
         _identical,
@@ -156,6 +158,9 @@ def check_all(results: pl.DataFrame) -> tuple[Check, ...]:
         _planner,
         _depth,
         _controller,
+        search_checks.tree_search,
+        search_checks.trained_values,
+        search_checks.bayesian,
         _learned,
         _goal_table,
         _distilled,
@@ -343,10 +348,14 @@ def _failures(rows: Rows, name: AgentName) -> tuple[int, int]:
 
 
 def _learned(rows: Rows) -> list[Check]:
-    near, far = rows.role("learned model, near"), rows.role("learned model, everywhere")
-    if not near or not far:
-        return []
-    a, b = near[0], far[0]
+    kinds: tuple[tuple[Role, Role], ...] = (
+        ("learned model, near", "learned model, everywhere"), ("network model, near", "network model, everywhere"),
+    )  # fmt: skip
+    found = [(rows.role(near), rows.role(far)) for near, far in kinds]
+    return [check for near, far in found if near and far for check in _near_and_far(rows, near[0], far[0])]
+
+
+def _near_and_far(rows: Rows, a: AgentName, b: AgentName) -> list[Check]:
     rule = f"a model learned near one policy ({a.label}) is retargeted worse than one learned everywhere ({b.label})"
     (fail_a, n_a), (fail_b, n_b) = _failures(rows, a), _failures(rows, b)
     va, vb = rows.values(a, "retargetability"), rows.values(b, "retargetability")

@@ -41,6 +41,12 @@ _ROLE_COLOUR = {
     "depth planner": 5,
     "learned model, everywhere": 2,
     "learned model, near": 2,
+    "network model, everywhere": 2,
+    "network model, near": 2,
+    "path search": 0,
+    "tree search": 5,
+    "search, trained values": 4,
+    "Bayesian search": 3,
     "controller": 3,
     "goal-indexed table": 4,
     "table, to the limit": 1,
@@ -734,8 +740,10 @@ def pair_figure(results: pl.DataFrame) -> Figure | None:
 
 def draw_all(results: pl.DataFrame, frontiers: pl.DataFrame | None) -> list[Figure]:
     """Every figure that the rows can fill, in reading order."""
+    from retarget.analysis.compute import compute_figure
+
     found = [plane_figure(results), pair_figure(results), plane_by_world(results)]
-    found += [growth_figure(results), depth_figure(results)]
+    found += [growth_figure(results), depth_figure(results), compute_figure(results)]
     if frontiers is not None and frontiers.height:
         found += frontier_figures(results, frontiers)
     return [f for f in found if f is not None]

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
+from retarget.analysis.anatomy import COLUMNS as WHERE_COLUMNS
+from retarget.analysis.anatomy import where_table
 from retarget.analysis.checks import Check, check_all, number, with_interval
 from retarget.analysis.editors import EDITOR_COLUMNS, editor_table
 from retarget.analysis.figures import Figure, draw_all
@@ -104,6 +106,7 @@ def report_html(results: pl.DataFrame, frontiers: pl.DataFrame | None = None) ->
         ("figures", "Figures", _figures(rest)),
         ("agents", "Agents, over all worlds", _summary(results)),
         ("details", "Pairs, growth and goals", _pairs(results) + _growth(results) + _goals(results)),
+        ("where", "Where the goal lives", _where(results)),
         ("editors", "Editors, and what was saved", _editors(results, frontiers)),
         ("controls", "Controls", _controls(results)),
         ("gaps", "What could not be measured", _gaps(results)),
@@ -402,6 +405,24 @@ def _goals(results: pl.DataFrame) -> str:
         for r in table
     ]
     return f'<div class="card"><h3>Goals seen in training, and held-out goals</h3>{static_table(head, rows)}</div>'
+
+
+def _where(results: pl.DataFrame) -> str:
+    rows = where_table(results).rows(named=True)
+    if not rows:
+        return ""
+    units = {"bits": "bit", "reached": "competence", "retargeted": "share"}
+    head = [("agent", ""), ("parts", ""), ("pairs", "")]
+    head += [(words, units[name.split("_")[0]]) for name, words in WHERE_COLUMNS.items()]
+    cells = []
+    for row in rows:
+        line = [label(row["agent"]), label(row["role"]), _int_cell(row["pairs"])]
+        cells.append(line + [figure_cell(number(row[name]), row[name]) for name in WHERE_COLUMNS])
+    note = (
+        "Each kind of part edited alone, and each frozen in turn. Bits are means over the pairs in which such an edit "
+        "was found; the best competence on B is a mean over all pairs, the unedited agent's where nothing was better."
+    )
+    return _card(static_table(head, cells), note=note)
 
 
 def _editors(results: pl.DataFrame, frontiers: pl.DataFrame | None) -> str:

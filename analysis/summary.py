@@ -48,6 +48,7 @@ METRICS: tuple[str, ...] = (
     "cells_bound",
     "dead_location_bits",
     "policy_entropy",
+    "agreement_a",
     "agreement_b",
     "states_to_change",
     "prequential_bits",
@@ -75,6 +76,7 @@ SHARES = frozenset(
         "required_competence",
         "random_competence",
         "random_success_rate",
+        "agreement_a",
         "agreement_b",
     }
 )
@@ -85,6 +87,7 @@ BEHAVIOUR_METRICS: tuple[str, ...] = (
     "worst_case",
     "success",
     "policy_entropy",
+    "agreement_a",
     "agreement_b",
     "states_to_change",
     "competence_a",
@@ -95,8 +98,14 @@ BEHAVIOUR_METRICS: tuple[str, ...] = (
 Role = Literal[
     "planner",
     "depth planner",
+    "path search",
+    "tree search",
+    "search, trained values",
+    "Bayesian search",
     "learned model, near",
     "learned model, everywhere",
+    "network model, near",
+    "network model, everywhere",
     "controller",
     "goal-indexed table",
     "table, little training",
@@ -112,8 +121,14 @@ Role = Literal[
 ROLES: tuple[Role, ...] = (
     "planner",
     "depth planner",
+    "path search",
+    "tree search",
+    "search, trained values",
+    "Bayesian search",
     "learned model, everywhere",
     "learned model, near",
+    "network model, everywhere",
+    "network model, near",
     "controller",
     "goal-indexed table",
     "table, to the limit",
@@ -153,7 +168,7 @@ class AgentName:
     @property
     def sort_key(self) -> tuple[object, ...]:
         """Order in tables and legends: by role, then depth, then label; a compiled table after its original."""
-        return (ROLES.index(self.role), self.depth or 0, self.base, self.compiled, self.label)
+        return (ROLES.index(self.role), self.depth or 0, natural_key(self.base), self.compiled, self.label)
 
 
 def agent_name(agent_id: str, label: str) -> AgentName:
@@ -176,6 +191,8 @@ def _role(agent_id: str, label: str) -> Role:
         return "file"
     if agent_id == "learned_planner":
         return "learned model, near" if re.search(r"\bnear\b", label) else "learned model, everywhere"
+    if agent_id == "network_model":
+        return "network model, near" if re.search(r"\bnear\b", label) else "network model, everywhere"
     if agent_id == "q_table":
         return _table_role(label)
     if agent_id == "network":
@@ -185,6 +202,10 @@ def _role(agent_id: str, label: str) -> Role:
     known: dict[str, Role] = {
         "planner": "planner",
         "depth_planner": "depth planner",
+        "path_planner": "path search",
+        "tree_search": "tree search",
+        "alphazero": "search, trained values",
+        "mc_aixi": "Bayesian search",
         "controller": "controller",
         "goal_table": "goal-indexed table",
     }

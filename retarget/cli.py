@@ -68,7 +68,7 @@ def _root(
 def run(
     study: Annotated[
         Path | None,
-        typer.Argument(help="Study file (TOML), or ladder (the default), networks, architectures, control."),
+        typer.Argument(help="Study file (TOML), or ladder (the default), networks, architectures, search, control."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/NAME without one.")] = None,
     workers: Annotated[int, typer.Option(help="Worker processes; 0 for one a core.", min=0)] = 0,

@@ -8,7 +8,7 @@ from retarget.agent import Agent
 from retarget.agents.controller import Controller
 from retarget.agents.planner import exact_planner, learned_planner
 from retarget.agents.tabular import GoalTable, QTable, train_q_table
-from retarget.catalogue import networks
+from retarget.catalogue import networks, searchers
 from retarget.catalogue.entries import AgentEntry, NotApplicableHere, Option, Recipe
 from retarget.goal import StateGoal
 
@@ -65,44 +65,50 @@ def _learned_planner(recipe: Recipe, *, data: str, episodes: int, epsilon: float
     )  # fmt: skip
 
 
-ENTRIES = {
-    entry.id: entry
-    for entry in (
-        AgentEntry(
-            "q_table",
-            "table of action values, trained by Q-learning",
-            {
-                "episodes": Option(0, "episodes of training; 0 trains to the limit", low=0),
-                "starts": Option("exploring", "'one' start state, or 'exploring' starts", choices=("one", "exploring")),
-                "epsilon": Option(0.3, "share of random actions in training", low=0, high=1),
-            },
-            _q_table,
-        ),
-        AgentEntry(
-            "goal_table",
-            "one policy table for each training goal, and a slot that picks one",
-            {"episodes": Option(0, "episodes of training for each goal; 0 trains to the limit", low=0)},
-            _goal_table,
-        ),
-        AgentEntry("controller", "feedback controller: moves toward a set-point, sees no walls", {}, _controller),
-        AgentEntry("planner", "value iteration over the true model, the goal in a reward slot", {}, _planner),
-        AgentEntry(
-            "depth_planner",
-            "search of limited depth over the true model; acts uniformly where the goal is out of reach",
-            {"depth": Option(8, "steps that one decision looks ahead", low=1)},
-            _depth_planner,
-        ),
-        AgentEntry(
-            "learned_planner",
-            "value iteration over a model learned from data",
-            {
-                "data": Option(
-                    "everywhere", "'near' one policy's data, or 'everywhere'", choices=("near", "everywhere")
-                ),
-                "episodes": Option(200, "episodes of data, each from a random start", low=1),
-                "epsilon": Option(0.05, "share of random actions in near data", low=0, high=1),
-            },
-            _learned_planner,
-        ),
-    )
-} | networks.ENTRIES
+ENTRIES = (
+    {
+        entry.id: entry
+        for entry in (
+            AgentEntry(
+                "q_table",
+                "table of action values, trained by Q-learning",
+                {
+                    "episodes": Option(0, "episodes of training; 0 trains to the limit", low=0),
+                    "starts": Option(
+                        "exploring", "'one' start state, or 'exploring' starts", choices=("one", "exploring")
+                    ),
+                    "epsilon": Option(0.3, "share of random actions in training", low=0, high=1),
+                },
+                _q_table,
+            ),
+            AgentEntry(
+                "goal_table",
+                "one policy table for each training goal, and a slot that picks one",
+                {"episodes": Option(0, "episodes of training for each goal; 0 trains to the limit", low=0)},
+                _goal_table,
+            ),
+            AgentEntry("controller", "feedback controller: moves toward a set-point, sees no walls", {}, _controller),
+            AgentEntry("planner", "value iteration over the true model, the goal in a reward slot", {}, _planner),
+            AgentEntry(
+                "depth_planner",
+                "search of limited depth over the true model; acts uniformly where the goal is out of reach",
+                {"depth": Option(8, "steps that one decision looks ahead", low=1)},
+                _depth_planner,
+            ),
+            AgentEntry(
+                "learned_planner",
+                "value iteration over a model learned from data",
+                {
+                    "data": Option(
+                        "everywhere", "'near' one policy's data, or 'everywhere'", choices=("near", "everywhere")
+                    ),
+                    "episodes": Option(200, "episodes of data, each from a random start", low=1),
+                    "epsilon": Option(0.05, "share of random actions in near data", low=0, high=1),
+                },
+                _learned_planner,
+            ),
+        )
+    }
+    | searchers.ENTRIES
+    | networks.ENTRIES
+)

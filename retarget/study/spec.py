@@ -113,6 +113,7 @@ STUDIES: Mapping[str, str] = {
     "ladder": "the default: tables, controllers and planners in finite worlds (minutes)",
     "networks": "networks beside the planner that they were distilled from and tables, 5 seeds (about half an hour)",
     "architectures": "five kinds of networks, trained in three ways (about half an hour)",
+    "search": "searches from one simulation to thousands, over true and learned models (about half an hour)",
     "control": "networks in worlds with continuous states (about half an hour)",
 }
 
