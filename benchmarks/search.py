@@ -51,7 +51,28 @@ def run(effort: Effort) -> list[Line]:
             out += [*_tables(field, effort, peers), *_told(field, effort, peers), *_networks(field, effort, peers)]
     else:
         Console(stderr=True).print("no .bench-venv: mctx is left out, see benchmarks/README.md")
-    return out + _gpu(field, effort)
+    return [*out, _probe(effort), *_gpu(field, effort)]
+
+
+def _probe(effort: Effort) -> Line:
+    """Seconds that a whole probe of retargetability takes on one tree searcher, controls and all, against a minute."""
+    from retarget.agents.search import tree_searcher
+    from retarget.probe import Subject
+    from retarget.probes import Retargetability
+
+    world = make_world("FourRooms", size=13)
+    a, b = world.as_goal((1, 1)), world.as_goal((11, 11))
+    how, seconds = TreeSettings(simulations=256, gamma=GAMMA), []
+    for _ in range(max(1, min(effort.rounds, 3))):
+        # made anew each time: a search is kept with its agent
+        agent = tree_searcher(world, a, settings=how, leaf=Tables.for_goal(world, a, gamma=GAMMA))
+        begin = time.thread_time()
+        found = Retargetability().measure(Subject(agent, world, a, b))
+        seconds.append(time.thread_time() - begin)
+    agree("the probe finds an edit", found["edit_bits"].status == "ok")
+    ratios = np.quantile(60.0 / np.array(seconds), [0.5, 0.25, 0.75])
+    names = "probing one tree searcher, 256 simulations, all controls", "one probe a minute"
+    return Line(TOPIC, *names, "probes", float(ratios[0]) / 60, 1 / 60, *map(float, ratios), bar=1.0)
 
 
 class Net:
