@@ -45,6 +45,10 @@ class JournalError(RetargetError):
     """A journal belongs to another version or to another study."""
 
 
+class LayersError(RetargetError):
+    """A layerwise analysis was asked for a place, a position or a class that is not there."""
+
+
 class ProbeError(RetargetError):
     """A probe broke one of the laws that it declares, or returned a malformed result."""
 
