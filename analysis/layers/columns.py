@@ -1,4 +1,4 @@
-"""Columns of the layerwise tables: name, Polars type, unit, meaning. A value that is not defined is null, with a reason."""
+"""Columns of the layerwise tables: name, type, unit, meaning. What is not defined is null, with a reason."""
 
 from __future__ import annotations
 
