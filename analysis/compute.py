@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 from retarget.analysis.figures import _SERIES, _VARIABLES, INK, Figure, KeyItem, _data, _ends, svg_of
-from retarget.analysis.summary import AgentName, agent_names, estimate
+from retarget.analysis.summary import AgentName, agent_names, dial_of, estimate
 
 if TYPE_CHECKING:
     import polars as pl
 
-#: Options that say how hard an agent searches.
-DIALS = ("simulations", "depth")
 _SHAPES = ("circle", "diamond", "triangle-up", "square", "cross", "triangle-down", "triangle-right", "triangle-left")
 _METRICS = (("robustness", "robustness (0 to 1)"), ("retargetability", "retargetability (log2 ratio)"))
-
-
-def dial_of(label: str) -> tuple[str, int] | None:
-    """The kind of search that a label names, without how hard it searches, and how hard; None where it does not say.
-
-    >>> dial_of("tree_search(leaf=rollouts, simulations=64)")
-    ('tree_search(leaf=rollouts)', 64)
-    >>> dial_of("depth_planner(depth=4)"), dial_of("planner")
-    (('depth_planner', 4), None)
-    """
-    for dial in DIALS:
-        found = re.search(rf"\b{dial}=(\d{{1,9}})\b", label)
-        if found:
-            rest = re.sub(rf"(, )?\b{dial}=\d+(, )?", lambda m: ", " if m.group(1) and m.group(2) else "", label)
-            return rest.replace("()", ""), int(found.group(1))
-    return None
 
 
 def compute_points(results: pl.DataFrame) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from retarget.analysis.statistics import Estimate
 from retarget.analysis.summary import (
     AgentName,
     agent_names,
+    dial_of,
     estimate,
     growth,
     growth_points,
@@ -275,6 +276,8 @@ def _marks(
 
 
 _PLANE_W, _PLANE_H, _PLANE_LABELS = 620, 430, 230
+#: With more agents than this not every one has its name in the plane.
+_MANY = 24
 
 
 def plane_figure(results: pl.DataFrame) -> Figure | None:
@@ -286,11 +289,12 @@ def plane_figure(results: pl.DataFrame) -> Figure | None:
         return None
     names = [n for n, _, _ in points]
     domain = _y_domain(points)
+    shown = _worth_a_label(points)
     scales = (alt.Scale(domain=[-0.03, 1.03], nice=False), alt.Scale(domain=list(domain), nice=False))
     zero = alt.Chart(_data([{"y": 0}])).mark_rule(color=MUTED, strokeDash=[4, 4])
     layers = [
         zero.encode(y="y:Q"),
-        *_plane_labels(points, domain),
+        *_plane_labels(points, domain, shown),
         *_marks(_plane_rows(points), names, scales),
     ]
     return Figure(
@@ -298,12 +302,29 @@ def plane_figure(results: pl.DataFrame) -> Figure | None:
         "The optimizer–table plane: robustness across, retargetability up",
         "One mark an agent: mean over worlds, goals and seeds, with 95% intervals on both axes. Hollow squares are "
         "tables compiled from an agent: they act as it does in every state, so that they stand at the same "
-        "robustness. Up is an optimizer, zero is a lookup table, below zero the goal is more tangled than in a table.",
+        "robustness. Up is an optimizer, zero is a lookup table, below zero the goal is more tangled than in a table."
+        + ("" if len(shown) == len(points) else " Of searches that differ in effort, only the ends are named."),
         svg_of(alt.layer(*layers).properties(width=_PLANE_W, height=_PLANE_H), "plane"),
     )
 
 
-def _plane_labels(points: list[tuple[AgentName, Estimate, Estimate]], domain: tuple[float, float]) -> list[Any]:
+def _worth_a_label(points: list[tuple[AgentName, Estimate, Estimate]]) -> list[AgentName]:
+    """All agents where they are few; of many, those that are no middle rung of a ladder of search effort."""
+    names = [n for n, _, _ in points]
+    if len(names) <= _MANY:
+        return names
+    rungs = {n: dial_of(n.label) for n in names if not n.compiled}
+    ends: dict[str, list[int]] = {}
+    for rung in rungs.values():
+        if rung is not None:
+            ends.setdefault(rung[0], []).append(rung[1])
+    middle = {n for n, r in rungs.items() if r is not None and min(ends[r[0]]) < r[1] < max(ends[r[0]])}
+    return [n for n in names if n not in middle]
+
+
+def _plane_labels(
+    points: list[tuple[AgentName, Estimate, Estimate]], domain: tuple[float, float], shown: list[AgentName]
+) -> list[Any]:
     """Labels beside the marks, and lines to those that had to move away. Marks at one spot share one block."""
     import altair as alt
 
@@ -314,7 +335,7 @@ def _plane_labels(points: list[tuple[AgentName, Estimate, Estimate]], domain: tu
         return (domain[1] - y) / (domain[1] - domain[0]) * _PLANE_H
 
     groups: list[list[tuple[AgentName, Estimate, Estimate]]] = []
-    for point in points:
+    for point in (p for p in points if p[0] in shown):
         spot = (px(point[1].value), py(point[2].value))
         near = [g for g in groups if math.dist(spot, (px(g[0][1].value), py(g[0][2].value))) < 7]
         if near:

@@ -6,9 +6,8 @@ import math
 from itertools import pairwise
 
 from retarget.analysis.checks import EXACT, Check, Rows, Verdict, above, number, with_interval
-from retarget.analysis.compute import dial_of
 from retarget.analysis.statistics import Estimate, welch_difference
-from retarget.analysis.summary import AgentName, Role, estimate
+from retarget.analysis.summary import AgentName, Role, dial_of, estimate
 
 Family = list[tuple[int, AgentName]]
 

@@ -56,6 +56,9 @@ METRICS: tuple[str, ...] = (
     "prequential_ratio",
 )
 
+#: Options that say how hard an agent searches.
+DIALS = ("simulations", "depth")
+
 #: Below this many rows an interval over them says more of the rows than of the mean.
 FEW = 4
 
@@ -552,3 +555,19 @@ def _compare(results: pl.DataFrame, agent: AgentName, table: AgentName, metric: 
     out |= {"mean_agent": mean_interval(first).value, "mean_compiled": mean_interval(second).value}
     out |= {"mean_difference": gap.value, "mean_difference_low": gap.ci_low, "mean_difference_high": gap.ci_high}
     return out | {"max_difference": max(abs(g) for g in gaps)}
+
+
+def dial_of(label: str) -> tuple[str, int] | None:
+    """The kind of search that a label names, without how hard it searches, and how hard; None where it does not say.
+
+    >>> dial_of("tree_search(leaf=rollouts, simulations=64)")
+    ('tree_search(leaf=rollouts)', 64)
+    >>> dial_of("depth_planner(depth=4)"), dial_of("planner")
+    (('depth_planner', 4), None)
+    """
+    for dial in DIALS:
+        found = re.search(rf"\b{dial}=(\d{{1,9}})\b", label)
+        if found:
+            rest = re.sub(rf"(, )?\b{dial}=\d+(, )?", lambda m: ", " if m.group(1) and m.group(2) else "", label)
+            return rest.replace("()", ""), int(found.group(1))
+    return None

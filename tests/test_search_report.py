@@ -7,8 +7,9 @@ import pytest
 
 from retarget.analysis.anatomy import where_table
 from retarget.analysis.checks import Check, check_all
-from retarget.analysis.compute import compute_figure, compute_points, dial_of
+from retarget.analysis.compute import compute_figure, compute_points
 from retarget.analysis.report import report_html
+from retarget.analysis.summary import dial_of
 from retarget.rng import stream
 from retarget.row import RESULT_COLUMNS, frame
 

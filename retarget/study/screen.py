@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from retarget.study.cells import Cell, CellResult
 
 _RENEW_EVERY_S = 0.1
+#: Where nothing can move (a log, a pipe), a line this often.
+_LINE_EVERY_S = 30.0
 
 
 class Screen:
     """Two progress bars: cells of the whole run, and the fraction done of the cell that was heard of last.
 
-    Implements `retarget.study.executor.Watcher`. Shows nothing that moves where the output is no terminal.
+    Implements `retarget.study.executor.Watcher`. Where the output is no terminal it prints a line now and then.
     """
 
     def __init__(self, console: Console) -> None:
@@ -42,6 +44,8 @@ class Screen:
             expand=True,
         )
         self.renewed = 0.0
+        self.begun = self.said = time.monotonic()
+        self.total = self.finished = 0
         self.all = self.bars.add_task("cells", total=None)
         self.one = self.bars.add_task("", total=100)
 
@@ -57,7 +61,9 @@ class Screen:
     def begin(self, cells: Sequence[Cell], before: int) -> None:
         """Told of the run's cells, and how many were done before."""
         words = f"cells ({before} done before)" if before else "cells"
-        self.bars.reset(self.all, total=len(cells) - before, description=words)
+        self.begun = self.said = time.monotonic()
+        self.total, self.finished = len(cells) - before, 0
+        self.bars.reset(self.all, total=self.total, description=words)
 
     def started(self, cell: Cell) -> None:
         now = time.monotonic()
@@ -71,9 +77,24 @@ class Screen:
     def done(self, cell: Cell, result: CellResult) -> None:
         """Told of a cell that is in the journal."""
         self.bars.advance(self.all)
+        self.finished += 1
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self.said >= _LINE_EVERY_S:
+            self.said = now
+            self.console.print(progress_line(self.finished, self.total, now - self.begun), highlight=False)
         if result.error:
             text = f"failed: {cell.label}: {result.error.splitlines()[0]}"
             self.bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def progress_line(done: int, total: int, passed_s: float) -> str:
+    """How far a run is, for a log.
+
+    >>> progress_line(50, 200, 60.0)
+    '50 of 200 cells after 1 min, about 3 min left'
+    """
+    left_s = passed_s / max(done, 1) * max(total - done, 0)
+    return f"{done} of {total} cells after {passed_s / 60:.0f} min, about {left_s / 60:.0f} min left"
 
 
 def number(value: object) -> str:
