@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -72,34 +73,44 @@ class _Layout:
     together: _Shapes = field(default_factory=dict)
 
     @classmethod
-    def small(cls, n_trees: int, model: TreeModel, settings: TreeSettings) -> _Layout:
-        """A few trees, and a prior for each state."""
-        s, a, k = model.next_state.shape
+    @lru_cache(maxsize=256)
+    def small(cls, n_trees: int, shape: tuple[int, int, int], settings: TreeSettings) -> _Layout:
+        """A few trees, and a prior for each state of a model of shape (S, A, K)."""
+        s, a, k = shape
         size = (n_trees, settings.simulations + 1)
         rows = _in_front(size, _node_shapes(a, k)) | _in_front((1, s), _prior_shapes(settings, a))
         return cls(rows | _tree_shapes(*size, a))
 
     @classmethod
+    @lru_cache(maxsize=256)
     def resident(cls, n_trees: int, settings: TreeSettings, n_actions: int, n_successors: int) -> _Layout:
         """All trees at once, and a prior for each node."""
         size = (n_trees, settings.simulations + 1)
         rows = _node_shapes(n_actions, n_successors) | _prior_shapes(settings, n_actions)
         return cls(_tree_shapes(*size, n_actions), size, rows)
 
-    @property
+    @classmethod
+    @lru_cache(maxsize=256)
+    def answers(cls, n_roots: int, n_actions: int) -> _Layout:
+        """What is found."""
+        return cls(_answer_shapes(n_roots, n_actions))
+
+    @cached_property
     def record(self) -> np.dtype:
         """What is known of one node. Wide numbers come before narrow ones, so that none lies across two words."""
         order = sorted(self.together.items(), key=lambda item: -np.dtype(item[1][1]).itemsize)
         return np.dtype([(name, kind, shape) for name, (shape, kind) in order], align=True)
 
-    @property
+    @cached_property
     def n_bytes(self) -> int:
         alone = sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in self.apart.values())
         return int(alone) + math.prod(self.nodes) * self.record.itemsize
 
     def make(self) -> dict[str, np.ndarray]:
-        nodes = np.empty(self.nodes, self.record)
         alone: dict[str, np.ndarray] = {name: np.empty(shape, kind) for name, (shape, kind) in self.apart.items()}
+        if not self.together:
+            return alone
+        nodes = np.empty(self.nodes, self.record)
         return alone | {name: nodes[name] for name in self.together}
 
 
@@ -110,7 +121,7 @@ def bytes_needed(n_roots: int, settings: TreeSettings, n_actions: int, n_success
     24
     """
     layout = _Layout.resident(n_roots, settings, n_actions, n_successors)
-    return layout.n_bytes + _Layout(_answer_shapes(n_roots, n_actions)).n_bytes
+    return layout.n_bytes + _Layout.answers(n_roots, n_actions).n_bytes
 
 
 def free_bytes() -> int:
@@ -137,13 +148,23 @@ def _check_memory(needed: int, limit: int | None, n_roots: int, settings: TreeSe
 
 
 def _facts(model: TreeModel) -> Facts:
+    """The model as the kernels read it; kept with the model, which never changes."""
+    kept: Facts | None = model.__dict__.get("_facts")
+    if kept is None:
+        kept = _made_facts(model)
+        model.__dict__["_facts"] = kept
+    return kept
+
+
+def _made_facts(model: TreeModel) -> Facts:
     nxt, prob, value = (np.ascontiguousarray(x) for x in (model.next_state, model.prob, model.value))
     ends, worth = np.append(model.reward != 0, True), np.append(model.reward, 0.0)
     return Facts(nxt.view(np.uint32), prob, ends, worth, value)
 
 
-def _rules(model: TreeModel, settings: TreeSettings, *, tables: bool) -> Rules:
-    s, a, k = model.next_state.shape
+@lru_cache(maxsize=256)
+def _rules(shape: tuple[int, int, int], settings: TreeSettings, tables: bool) -> Rules:
+    s, a, k = shape
     gumbel = settings.method == "gumbel"
     n = settings.simulations
     schedule = halving(min(settings.considered, a), n) if gumbel else [0]
@@ -182,15 +203,15 @@ def search_compiled(
     Raises:
         AgentError: where the arrays would exceed the limit; none of them has been made then.
     """
-    _, a, k = model.next_state.shape
+    _, a, k = shape = model.next_state.shape
     # made anew, so that the kernels always see the same types of arrays
     roots, keys = np.array(roots, np.int64), np.array(keys, np.uint64)
-    rules = _rules(model, settings, tables=evaluate is None)
+    rules = _rules(shape, settings, evaluate is None)
     if evaluate is None:
-        layout = _Layout.small(min(SIDE, len(roots)), model, settings)
+        layout = _Layout.small(min(SIDE, len(roots)), shape, settings)
     else:
         layout = _Layout.resident(len(roots), settings, a, k)
-    answers = _Layout(_answer_shapes(len(roots), a))
+    answers = _Layout.answers(len(roots), a)
     _check_memory(layout.n_bytes + answers.n_bytes, memory_limit_bytes, len(roots), settings)
     arrays = layout.make()
     trees = Trees(**{name: arrays[name] for name in Trees._fields})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from functools import lru_cache
 from typing import Literal, get_args
 
 import numpy as np
@@ -83,34 +83,37 @@ def search(
 
 def root_keys(roots: np.ndarray, seed: int) -> np.ndarray:
     """Uint64 `[B]`: names the random numbers of each root, by its state alone."""
-    base = np.uint64(word(seed, "tree_search"))
+    base = _base(seed)
     return np.asarray(base ^ (np.asarray(roots, dtype=np.uint64) << np.uint64(20)))
+
+
+@lru_cache(maxsize=256)
+def _base(seed: int) -> np.uint64:
+    return np.uint64(word(seed, "tree_search"))
 
 
 def _checked(evaluate: Evaluate, model: TreeModel) -> Evaluate:
     """The same, refusing what a search cannot work with."""
-    ones = np.ones(model.n_actions)
+    from retarget.search.faults import DISTRIBUTION, FINITE, fault
+
+    n_actions = model.n_actions
 
     def asked(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         value, prior = evaluate(states)
         value, prior = np.asarray(value, dtype=np.float64), np.asarray(prior, dtype=np.float64)
-        n, a = len(states), model.n_actions
+        n, a = len(states), n_actions
         if value.shape != (n,) or prior.shape != (n, a):
             raise AgentError(
                 f"leaf values and priors need the shapes ({n},) and ({n}, {a}), got {value.shape} and {prior.shape}"
             )
-        # one sum each: it is not finite where a term is not, and a look at every number is needed only then
-        if not (math.isfinite(value.sum()) and math.isfinite(prior.sum())):
-            good = np.isfinite(value) & np.isfinite(prior).all(1)
-            if not good.all():
-                raise AgentError(
-                    f"the value network returned a number that is not finite for state {int(states[good.argmin()])}; "
-                    "check its weights"
-                )
-        total = prior @ ones
-        if prior.min() < 0 or abs(total.max() - 1) > 1e-6 or abs(total.min() - 1) > 1e-6:
-            bad = int(np.argmax((prior.min(1) < 0) | (np.abs(total - 1) > 1e-6)))
-            raise AgentError(f"the priors of state {int(states[bad])} are no distribution: {prior[bad].tolist()}")
+        kind, row = fault(value, prior)
+        if kind == FINITE:
+            raise AgentError(
+                f"the value network returned a number that is not finite for state {int(states[row])}; "
+                "check its weights"
+            )
+        if kind == DISTRIBUTION:
+            raise AgentError(f"the priors of state {int(states[row])} are no distribution: {prior[row].tolist()}")
         return value, prior
 
     if hasattr(evaluate, "on_device"):
