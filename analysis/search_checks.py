@@ -7,114 +7,204 @@ from itertools import pairwise
 
 from retarget.analysis.checks import EXACT, Check, Rows, Verdict, above, number, with_interval
 from retarget.analysis.statistics import Estimate, welch_difference
-from retarget.analysis.summary import AgentName, Role, dial_of, estimate
+from retarget.analysis.summary import AgentName, Role, dial_of, estimate, natural_key
 
 Family = list[tuple[int, AgentName]]
+Series = list[tuple[int, Estimate, list[float]]]
+#: A pair of goals in a world, under one seed.
+Pair = tuple[str, str, str, int]
+
+#: A search that walks once sees no difference between two actions: whatever its slot says, it acts by its prior.
+BLIND_DIAL = 1
 
 
 def families(rows: Rows, role: Role) -> dict[str, Family]:
-    """Agents of a role that differ in nothing but how hard they search, the laziest first; lone ones are left out."""
+    """Agents of a role that differ in nothing but how hard they search, the laziest first; lone ones are left out, and
+    so are searches of one simulation, whose actions never depend on the goal."""
     out: dict[str, Family] = {}
     for name in rows.role(role):
         found = dial_of(name.label)
-        if found is not None:
+        if found is not None and found[1] > BLIND_DIAL:
             out.setdefault(found[0], []).append((found[1], name))
     return {f: sorted(m, key=lambda x: x[0]) for f, m in out.items() if len(m) > 1}
 
 
-def _series(rows: Rows, family: Family, metric: str) -> list[tuple[int, Estimate, list[float]]]:
+def _series(rows: Rows, family: Family, metric: str) -> Series:
     found = [(dial, rows.values(name, metric)) for dial, name in family]
     return [(dial, estimate(metric, values), values) for dial, values in found if values]
 
 
-def _words(series: list[tuple[int, Estimate, list[float]]]) -> str:
+def _words(series: Series) -> str:
     return ", ".join(f"{dial}: {with_interval(e)}" for dial, e, _ in series)
 
 
+def _rises(series: Series) -> Verdict:
+    """Whether the last is above the first, and none is clearly below the one before it."""
+    falls = [b for a, b in pairwise(series) if above(welch_difference(a[2], b[2]), 0.0) == "holds"]
+    return "does not hold" if falls else above(welch_difference(series[-1][2], series[0][2]), 0.0)
+
+
 def tree_search(rows: Rows) -> list[Check]:
-    """More simulations: more robust; retargetable at every number of them that can be measured."""
+    """More simulations: more robust, nearer to value iteration; retargetable wherever that can be measured."""
     out = []
     for family, members in families(rows, "tree search").items():
         robust = _series(rows, members, "robustness")
         if len(robust) > 1:
-            falls = [b for a, b in pairwise(robust) if above(welch_difference(a[2], b[2]), 0.0) == "holds"]
-            rises = above(welch_difference(robust[-1][2], robust[0][2]), 0.0)
-            verdict: Verdict = "does not hold" if falls else rises
-            out.append(Check(f"{family}: robustness rises with simulations", verdict, _words(robust)))
+            out.append(Check(f"{family}: robustness rises with simulations", _rises(robust), _words(robust)))
         agree = _series(rows, members, "agreement_a")
         if len(agree) > 1:
-            rise = above(welch_difference(agree[-1][2], agree[0][2]), 0.0)
             rule = f"{family}: the more it searches, the more of its actions are those of value iteration"
-            out.append(Check(rule, rise, f"{_words(agree)}{_rate(agree)}", (("metric", "agreement_a"),)))
-        series = _series(rows, members, "retargetability")
-        if series:
-            verdicts = {above(e, 0.0) for _, e, _ in series}
-            verdict = (
-                "does not hold" if "does not hold" in verdicts
-                else "cannot tell" if "cannot tell" in verdicts else "holds"
-            )  # fmt: skip
-            rule = f"{family}: retargetability above 0 wherever it can be measured"
-            out.append(Check(rule, verdict, _words(series), (("metric", "retargetability"),)))
+            found = f"{_words(agree)}{_rates(rows, members)}"
+            out.append(Check(rule, _rises(agree), found, (("metric", "agreement_a"),)))
+        if converges(family):
+            out += _reaches(rows, family, members)
+        out += _above_zero(rows, family, members)
     return out
 
 
-def _rate(series: list[tuple[int, Estimate, list[float]]]) -> str:
-    """How fast the share of other actions falls: the slope of its logarithm, where it is above 0 twice or more."""
-    points = [(math.log2(dial), math.log2(1.0 - e.value)) for dial, e, _ in series if e.value < 1.0]
-    if len(points) < 2:
-        return ""
+def converges(family: str) -> bool:
+    """Whether a search comes to the optimum with enough simulations: none of its choices but what it holds against
+    unseen states, and returns that are drawn on purpose (rollouts), keep it away from there."""
+    return "model=" not in family.replace("model=exact", "") and not any(
+        w in family for w in ("leaf=rollouts", "leaf=tables", "backup=max", "method=gumbel")
+    )
+
+
+def _reaches(rows: Rows, family: str, members: Family) -> list[Check]:
+    """At the most simulations, in the smallest world: all states but one agree with value iteration, in every pair."""
+    dial, name = members[-1]
+    measured = [(n or 0, natural_key(w), w, v) for _, w, n, v in rows.by_world(name, "agreement_a") if v]
+    if not measured:
+        return []
+    n_states, _, world, values = min(measured)
+    if not n_states:
+        return []
+    e, bound = estimate("agreement_a", values), 1.0 - 1.0 / n_states
+    at_bound = min(values) >= bound - EXACT
+    verdict: Verdict = "holds" if at_bound else "does not hold" if (e.ci_high or e.value) < bound else "cannot tell"
+    rule = f"{family}: at {dial} simulations it acts as value iteration does, in {world} but for one state at most"
+    found = f"{with_interval(e)} of the states, least {number(min(values))}, over {e.n} pairs"
+    return [Check(rule, verdict, found, (("agent", name.label), ("metric", "agreement_a")))]
+
+
+def _above_zero(rows: Rows, family: str, members: Family) -> list[Check]:
+    """Retargetability at each dial, with what could not be measured there counted beside it."""
+    lines, verdicts = [], []
+    for dial, name in members:
+        values, (absent, failed) = rows.values(name, "retargetability"), _unmeasured(rows, name, "retargetability")
+        if not values and not absent and not failed:
+            continue
+        said = with_interval(estimate("retargetability", values)) if values else "none measured"
+        left = ", ".join(f"{n} {what}" for n, what in ((failed, "failed"), (absent, "not applicable")) if n)
+        lines.append(f"{dial}: {said} over {len(values)} pairs{f' ({left})' if left else ''}")
+        if values:
+            verdicts.append(above(estimate("retargetability", values), 0.0))
+        # where no edit was found, nothing was above 0
+        if failed:
+            verdicts.append("cannot tell" if values else "does not hold")
+    if not verdicts:
+        return []
+    verdict: Verdict = (
+        "does not hold" if "does not hold" in verdicts else "cannot tell" if "cannot tell" in verdicts else "holds"
+    )
+    rule = f"{family}: retargetability above 0 wherever it can be measured"
+    return [Check(rule, verdict, "; ".join(lines), (("metric", "retargetability"),))]
+
+
+def _unmeasured(rows: Rows, name: AgentName, metric: str) -> tuple[int, int]:
+    """Pairs that are not applicable, and pairs that failed."""
+    status = rows.of(name, metric)["status"]
+    return int((status == "not_applicable").sum()), int((status == "failed").sum())
+
+
+def _rates(rows: Rows, members: Family) -> str:
+    """How fast the share of other actions falls, world by world: the slope of its logarithm, where it is above 0 three
+    times or more."""
+    series: dict[str, list[tuple[float, float]]] = {}
+    for dial, name in members:
+        for _, world, _, values in rows.by_world(name, "agreement_a"):
+            if values and (share := 1.0 - estimate("agreement_a", values).value) > 0.0:
+                series.setdefault(world, []).append((math.log2(dial), math.log2(share)))
+    slopes = [f"{number(_slope(p))} in {w}" for w, p in sorted(series.items()) if len(p) > 2]
+    return f"; the share of other actions goes with simulations to the power {', '.join(slopes)}" if slopes else ""
+
+
+def _slope(points: list[tuple[float, float]]) -> float:
     x, y = zip(*points, strict=True)
     mx, my = sum(x) / len(x), sum(y) / len(y)
-    slope = sum((a - mx) * (b - my) for a, b in points) / sum((a - mx) ** 2 for a in x)
-    return f"; the share of other actions goes with simulations to the power {number(slope)}, where it is not 0"
+    return float(sum((a - mx) * (b - my) for a, b in points) / sum((a - mx) ** 2 for a in x))
 
 
-def _share(rows: Rows, name: AgentName, metric: str) -> tuple[int, int]:
-    """Pairs in which such an edit was found, of those in which it was asked for."""
+def _by_pair(rows: Rows, name: AgentName, metric: str) -> dict[Pair, tuple[str, float | None]]:
+    """Status and value of each pair that is applicable."""
     import polars as pl
 
-    status = rows.of(name, metric).filter(pl.col("status") != "not_applicable")["status"]
-    return int((status == "ok").sum()), len(status)
+    found = rows.of(name, metric).filter(pl.col("status") != "not_applicable")
+    return {k[:4]: (k[4], k[5]) for k in found.select("world", "goal_a", "goal_b", "seed", "status", "value").rows()}
 
 
 def trained_values(rows: Rows) -> list[Check]:
     """Values trained toward A keep the goal: the slot alone moves little of it, more search more, slot and head all."""
     out = []
     for family, members in families(rows, "search, trained values").items():
-        slot = _series(rows, members, "competence_b_only_goal_slot")
-        if not slot:
-            continue
-        shares = {d: _share(rows, n, "edit_bits_only_goal_slot") for d, n in members}
-        text = ", ".join(
-            f"{d} simulations: {hit} of {n} pairs (best on B {number(e.value)})"
-            for d, e, _ in slot for hit, n in [shares[d]]
-        )  # fmt: skip
-        asked = [(hit, n) for hit, n in shares.values() if n]
-        few = [hit / n for hit, n in asked]
-        verdict: Verdict = "holds" if few and few[0] <= 0.5 else "does not hold" if few else "cannot tell"
-        rule = (
-            f"{family}: with values trained toward A, the reward slot alone does not retarget it (fewest simulations)"
-        )
-        out.append(Check(rule, verdict, text, (("metric", "edit_bits_only_goal_slot"),)))
-        rise = welch_difference(slot[-1][2], slot[0][2]) if len(slot) > 1 else None
-        if rise is not None:
-            rule = f"{family}: the more it searches, the more the slot alone retargets it"
-            out.append(Check(rule, above(rise, 0.0), _words(slot), (("metric", "competence_b_only_goal_slot"),)))
-        found = [_share(rows, n, "edit_bits") for _, n in members]
-        hit, n = sum(f[0] for f in found), sum(f[1] for f in found)
-        if n:
+        out += _slot_alone(rows, family, members)
+        found = [p for _, n in members for p in _by_pair(rows, n, "edit_bits").values()]
+        if found:
+            hit = sum(status == "ok" for status, _ in found)
             rule = f"{family}: with slot, value and prior heads all open, it is retargeted"
-            out.append(Check(rule, "holds" if hit == n else "does not hold", f"in {hit} of {n} pairs"))
+            verdict: Verdict = "holds" if hit == len(found) else "does not hold"
+            out.append(Check(rule, verdict, f"in {hit} of {len(found)} pairs"))
     return out
+
+
+def _slot_alone(rows: Rows, family: str, members: Family) -> list[Check]:
+    """What the reward slot does without the heads, over the pairs that were measured at every dial."""
+    bits = {dial: _by_pair(rows, n, "edit_bits_only_goal_slot") for dial, n in members}
+    reach = {dial: _by_pair(rows, n, "competence_b_only_goal_slot") for dial, n in members}
+    dials = [d for d, _ in members if bits[d] and any(s == "ok" for s, _ in reach[d].values())]
+    if not dials:
+        return []
+    shared = sorted(set.intersection(*[_measured(bits[d], reach[d]) for d in dials]))
+    rule = f"{family}: with values trained toward A, the reward slot alone does not retarget it"
+    where = (("metric", "edit_bits_only_goal_slot"),)
+    if not shared:
+        each = ", ".join(f"{d} simulations: {len(bits[d])}" for d in dials)
+        return [Check(rule, "cannot tell", f"no pair was measured at every number of them; {each} pairs", where)]
+    hits = {d: sum(bits[d][p][0] == "ok" for p in shared) for d in dials}
+    series: Series = []
+    for dial in dials:
+        values = sorted(reach[dial][p][1] or 0.0 for p in shared)
+        series.append((dial, estimate("competence_b_only_goal_slot", values), values))
+    text = ", ".join(
+        f"{d} simulations: {hits[d]} of {len(shared)} pairs (best on B {number(e.value)})" for d, e, _ in series
+    )
+    seen = max(len(b) for b in bits.values())
+    text += "" if len(shared) == seen else f"; only the {len(shared)} pairs that all of them have, of up to {seen}"
+    verdict: Verdict = "holds" if hits[dials[0]] <= 0.5 * len(shared) else "does not hold"
+    out = [Check(f"{rule} (at {dials[0]} simulations)", verdict, text, where)]
+    if len(series) > 1:
+        rule = f"{family}: the more it searches, the more the slot alone retargets it"
+        more = (("metric", "competence_b_only_goal_slot"),)
+        out.append(Check(rule, _rises(series), _words(series), more))
+    return out
+
+
+def _measured(bits: dict[Pair, tuple[str, float | None]], reach: dict[Pair, tuple[str, float | None]]) -> set[Pair]:
+    return {p for p in bits if p in reach and reach[p][0] == "ok"}
 
 
 def bayesian(rows: Rows) -> list[Check]:
     """Bayesian search is retargeted through its reward slot."""
     out = []
     for name in rows.role("Bayesian search"):
-        values = rows.values(name, "retargetability")
+        values, (absent, failed) = rows.values(name, "retargetability"), _unmeasured(rows, name, "retargetability")
         if values:
             e = estimate("retargetability", values)
             rule = f"{name.label}: retargetability above 0"
-            out.append(Check(rule, above(e, EXACT), f"{with_interval(e)} over {e.n} goal pairs"))
+            left = ", ".join(f"{n} {what}" for n, what in ((failed, "failed"), (absent, "not applicable")) if n)
+            verdict = above(e, EXACT)
+            if failed and verdict == "holds":
+                verdict = "cannot tell"
+            found = f"{with_interval(e)} over {e.n} goal pairs{f' ({left})' if left else ''}"
+            out.append(Check(rule, verdict, found))
     return out

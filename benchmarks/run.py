@@ -24,7 +24,7 @@ from rich.table import Table  # noqa: E402
 
 from benchmarks.timing import Effort, Line, MismatchError  # noqa: E402
 
-TOPICS = ("stepping", "distances", "learning", "edits", "training", "search", "startup")
+TOPICS = ("stepping", "distances", "learning", "edits", "training", "search", "layers", "startup")
 
 
 def main() -> int:

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from retarget import cli_layers
+from retarget.cli_shared import make_console, make_folder, one_thread, parse_goal, parse_goals, parse_options
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -77,7 +80,7 @@ def run(
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed cells again.")] = False,
 ) -> None:
     """Run a study. Stopped at any moment, the same command goes on where it was."""
-    _one_thread()
+    one_thread()
     from retarget.study.run import Shard, run_study
     from retarget.study.screen import Screen
     from retarget.study.spec import default_study_path, load_study
@@ -87,7 +90,7 @@ def run(
         plan = plan.with_seeds(_seeds(seeds))
     part = Shard.parse(shard)
     folder = out if out is not None else Path("runs") / plan.name
-    console = _console()
+    console = make_console()
     try:
         with Screen(console) as screen:
             report = run_study(
@@ -138,18 +141,18 @@ def measure(
     out: Annotated[Path | None, typer.Option(help="Folder for results.parquet and report.html.")] = None,
 ) -> None:
     """Measure a policy that somebody trained: robustness, and how cheaply its goal can be changed."""
-    _one_thread()
+    one_thread()
     from retarget.envs import make_world
     from retarget.io.load import load
     from retarget.study.single import draw_other_goals
 
-    place = make_world(world, **_options(set_ or [], size))
+    place = make_world(world, **parse_options(set_ or [], size))
     agent = load(file, world=place, normalise=normalise, kind=as_)  # type: ignore[arg-type]
-    goal_a = _goal(place, goal) if goal else place.goal
-    named = tuple(dict.fromkeys(g for given in goals or [] for g in _goals(place, given)))
-    _check_folder(out)
+    goal_a = parse_goal(place, goal) if goal else place.goal
+    named = tuple(dict.fromkeys(g for given in goals or [] for g in parse_goals(place, given)))
+    make_folder(out)
     others = named or draw_other_goals(place, goal_a, n=pairs, seed=seed)
-    console = _console()
+    console = make_console()
     _say_return(agent, place, episodes, seed, console)
     _measure(agent, place, goal_a, others, file, seed=seed, budget=budget, out=out)
 
@@ -169,29 +172,6 @@ def _say_return(agent: Agent, world: World, episodes: int, seed: int, console: C
     )
 
 
-def _goals(world: World, text: str) -> list[Goal]:
-    """The goals of one --goals: several cells or states, or one set-point or label."""
-    from retarget.world import FiniteWorld
-
-    pieces = text.split() if isinstance(world, FiniteWorld) else [text.strip()]
-    return [_goal(world, piece) for piece in pieces]
-
-
-def _goal(world: World, text: str) -> Goal:
-    from retarget.world import FiniteWorld
-
-    if isinstance(world, FiniteWorld):
-        return world.as_goal(_place(text))
-    try:
-        return world.as_goal(float(text))
-    except ValueError as error:
-        from retarget.errors import RetargetError
-
-        if isinstance(error, RetargetError):
-            raise
-        return world.as_goal(text)
-
-
 @app.command()
 def train(
     agent: Annotated[str, typer.Argument(help="Kind of agent: see `retarget agents`.")] = "network",
@@ -204,21 +184,24 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder for agent.json and arrays.safetensors.")] = Path("agent"),
 ) -> None:
     """Train an agent, and save it where `retarget measure` finds it."""
-    _one_thread()
-    from retarget.catalogue import AgentSpec, NotApplicableHere, Recipe, build_agent
+    one_thread()
+    from retarget.catalogue import AgentSpec, NotApplicableHere, Recipe, build_agent, check_spec
     from retarget.envs import make_world
     from retarget.errors import AgentError
     from retarget.io.native import save_agent
+    from retarget.io.records import check_saved
     from retarget.pairs import GoalPlan
     from retarget.world import BoxWorld
 
-    place = make_world(world, **_options(set_ or [], size))
-    spec = AgentSpec(agent, tuple(sorted(_options(option or []).items())))
-    goal_a = _goal(place, goal) if goal else place.goal
+    place = make_world(world, **parse_options(set_ or [], size))
+    spec = AgentSpec(agent, tuple(sorted(parse_options(option or []).items())))
+    check_spec(spec)
+    check_saved(spec.id, out)
+    goal_a = parse_goal(place, goal) if goal else place.goal
     gamma = place.gamma if isinstance(place, BoxWorld) else 0.95
     plan = GoalPlan.draw(place, n_pairs=1, seed=seed)
-    _check_folder(out)
-    console = _console()
+    make_folder(out)
+    console = make_console()
     with console.status(f"training {spec.label} in {place.spec_data.label}"):
         try:
             trained = build_agent(spec, Recipe(place, goal_a, seed, gamma, plan))
@@ -230,20 +213,6 @@ def train(
     save_agent(trained, out)
     console.print(f"competence on {goal_a.label}: {score.competence:.3f} over {score.n} starts", highlight=False)
     typer.echo(f"saved: {out}")
-
-
-def _check_folder(out: Path | None) -> None:
-    """Make the folder now, so that nothing is measured in vain, and never mix with a study's tables."""
-    from retarget.errors import FileError
-
-    if out is None:
-        return
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(f"folder {str(out)!r} cannot be made ({error.strerror}); choose another --out") from None
-    if any(out.glob("journal*.sqlite")):
-        raise FileError(f"folder {str(out)!r} holds the journal of a study; choose another --out")
 
 
 def _measure(
@@ -267,7 +236,7 @@ def _measure(
     from retarget.study.table import FRONTIERS, RESULTS, write_parquet
     from retarget.world import BoxWorld
 
-    console = _console()
+    console = make_console()
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None)
@@ -294,6 +263,10 @@ def _measure(
         write_parquet(results, out / RESULTS)
         write_parquet(frame(frontier, FRONTIER_COLUMNS), out / FRONTIERS)
         typer.echo(f"report: {write_report(out)}")
+
+
+app.command()(cli_layers.layers)
+app.command()(cli_layers.organism)
 
 
 @app.command()
@@ -349,7 +322,7 @@ def check(
     set_: Annotated[list[str] | None, typer.Option("--set", help="Another option of that world, KEY=VALUE.")] = None,
 ) -> None:
     """Check a probe, a world or an agent of your own. Imports MODULE, which runs its code."""
-    kind = _check(_import(target), target, world, _options(set_ or [], size))
+    kind = _check(_import(target), target, world, parse_options(set_ or [], size))
     typer.echo(f"ok: {target} is a sound {kind}")
 
 
@@ -455,21 +428,6 @@ def _executor(workers: int, watcher: Watcher) -> Executor:
     return ProcessPool(count, group=lambda cell: cell.group, watcher=watcher)
 
 
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console()
-
-
-def _one_thread() -> None:
-    """One intra-op thread here too: these variables count only before the libraries load."""
-    from retarget.study.executor import THREAD_VARIABLES
-
-    if "numpy" not in sys.modules:
-        for name in THREAD_VARIABLES:
-            os.environ.setdefault(name, "1")
-
-
 def _seeds(text: str) -> list[int]:
     """Seeds from `0,1,2` and ranges such as `0-9`."""
     import re
@@ -486,37 +444,6 @@ def _seeds(text: str) -> list[int]:
             raise StudyError(f"seeds {piece.strip()!r} run from {first} to {last}; write the smaller one first")
         seeds += range(first, last + 1)
     return seeds
-
-
-def _options(pairs: list[str], size: int | None = None) -> dict[str, object]:
-    """World options from `key=value` and a size; values as in TOML, anything else is a text."""
-    import tomllib
-
-    from retarget.errors import WorldError
-
-    options: dict[str, object] = {} if size is None else {"size": size}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals or not key.strip():
-            raise WorldError(f"--set {pair!r} is not of the form KEY=VALUE, such as slip=0.1")
-        try:
-            options[key.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            options[key.strip()] = text.strip()
-    return options
-
-
-def _place(text: str) -> object:
-    """A cell from `ROW,COL`, or a state from one number."""
-    from retarget.errors import GoalError
-
-    try:
-        numbers = tuple(int(piece) for piece in text.split(","))
-    except ValueError:
-        numbers = ()
-    if len(numbers) not in (1, 2):
-        raise GoalError(f"goal {text!r} is neither ROW,COL nor a state's number; write e.g. 3,4 or 17")
-    return numbers if len(numbers) == 2 else numbers[0]
 
 
 if __name__ == "__main__":

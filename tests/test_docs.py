@@ -21,7 +21,10 @@ def test_links_lead_somewhere(page):
         assert (path.parent / target).exists(), f"{page} links to {target}"
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/extending.md", "docs/search.md", "docs/studies.md"])
+_RUN = ("README.md", "docs/extending.md", "docs/layers.md", "docs/search.md", "docs/studies.md")
+
+
+@pytest.mark.parametrize("page", _RUN)
 def test_the_examples_run_in_the_order_of_the_page(page):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
     assert blocks

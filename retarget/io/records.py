@@ -8,26 +8,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from retarget.agent import own
 from retarget.agents.controller import Controller
-from retarget.agents.neural import Architecture, GoalInput, NetworkAgent, Sensor
+from retarget.agents.neural import GoalInput, NetworkAgent, Sensor
 from retarget.agents.planner import LearnedPlanner, Planner
 from retarget.agents.tabular import GoalTable, QTable, TablePolicy
-from retarget.digest import canonical_json
-from retarget.errors import unknown
+from retarget.errors import AgentError, FileError, unknown
 from retarget.goal import Goal, RegionGoal, StateGoal
-from retarget.io.architectures import MAX_INPUTS, OPTIONS, Real, Strict, count_weights
+from retarget.io.architectures import MAX_INPUTS, Real, Strict
+from retarget.io.kinds import (
+    How,
+    Integers,
+    Kind,
+    Name,
+    Natural,
+    Reals,
+    architecture_from,
+    check_architecture,
+    check_starts,
+    check_type,
+    checked,
+    entries_of,
+    group,
+    narrow,
+)
 from retarget.io.limits import Entry, fail
+from retarget.io.search_records import SEARCHERS
 
 if TYPE_CHECKING:
     from retarget.agent import Agent
-
-Natural = Annotated[int, Field(ge=0, le=1 << 62)]
-Name = Annotated[str, Field(max_length=256)]
-Integers = frozenset({"I32", "I64"})
-Reals = frozenset({"F32", "F64"})
 
 #: Bytes of everything in a network's file that is no weight: what states look like, mostly.
 MAX_BESIDE = 512 << 20
@@ -98,7 +109,7 @@ def _network_record(agent: NetworkAgent) -> tuple[dict[str, object], dict[str, n
     if given is not None:
         same = goals is not None and _alike(given.goals, goals)
         body["goal_input"] = {**given.as_dict(), "goals": "training" if same else [goal_body(g) for g in given.goals]}
-    arrays = {f"weight/{name}": _narrow(array) for name, array in agent.weights.items()}
+    arrays = {f"weight/{name}": narrow(array) for name, array in agent.weights.items()}
     arrays |= {f"steer/{name}": array for name, array in (agent.steer or {}).items()}
     arrays |= {f"sensor/{name}": array for name, array in agent.sensor.arrays.items()}
     place = None if given is None or given.place is None else given.place.astype(np.int64)
@@ -111,36 +122,19 @@ def _alike(a: tuple[Goal, ...], b: tuple[Goal, ...]) -> bool:
     return a == b and [g.label for g in a] == [g.label for g in b]
 
 
-def _narrow(array: np.ndarray) -> np.ndarray:
-    """In single precision where that loses no bit: weights are trained in it; edits may need more."""
-    with np.errstate(over="ignore"):  # a number too large for it comes back as infinity, and is kept as it was
-        small = array.astype(np.float32)
-    same = np.array_equal(small.astype(np.float64).view(np.int64), array.view(np.int64))
-    return small if same else array
-
-
 def _check_network(body: Mapping[str, Any], entries: Mapping[str, Entry], file: Path) -> None:
     """Everything that can be told without building the network or reading its numbers."""
-    options = dict(body["architecture"])
-    kind = options.pop("kind", None)
-    if not isinstance(kind, str) or kind not in OPTIONS:
-        fail(file, unknown("kind of network", str(kind)[:40], OPTIONS))
-    checked(OPTIONS[kind], options, file)
     fields = ("sensor/features", "sensor/mean", "sensor/scale", "goal", "place", "starts")
     for name, entry in entries.items():
-        group = name.split("/")[0] + "/" if name.startswith(("weight/", "steer/")) else name
-        allowed = _NETWORK_TYPES.get(group)
+        family = name.split("/")[0] + "/" if name.startswith(("weight/", "steer/")) else name
+        allowed = _NETWORK_TYPES.get(family)
         if allowed is None:
             fail(file, f"the arrays hold {name[:80]!r}; beside weight/ and steer/ they hold only {', '.join(fields)}")
-        if entry.dtype not in allowed:
-            fail(file, f"array {name[:80]!r} has type {entry.dtype}, not {' or '.join(sorted(allowed))}")
+        check_type(name, entry, allowed, file)
     beside = sum(e.end - e.begin for name, e in entries.items() if not name.startswith("weight/"))
     if beside > MAX_BESIDE:
         fail(file, f"the arrays hold {beside} bytes beside the weights, more than {MAX_BESIDE}; save a smaller world's")
-    expected = count_weights(kind, options)
-    found = sum(entry.size for name, entry in entries.items() if name.startswith("weight/"))
-    if expected != found:
-        fail(file, f"describes a {kind} of {expected} weights, the arrays hold {found}; save the agent again")
+    check_architecture(body, entries, file)
 
 
 _NETWORK_TYPES: dict[str, frozenset[str]] = {
@@ -156,13 +150,12 @@ _NETWORK_TYPES: dict[str, frozenset[str]] = {
 
 
 def _network(body: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> NetworkAgent:
-    options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in body["architecture"].items()}
-    look: dict[str, Any] = {**_group(arrays, "sensor/"), **body["sensor"]}
+    look: dict[str, Any] = {**group(arrays, "sensor/"), **body["sensor"]}
     goals = None if body["training_goals"] is None else tuple(goal_from(g) for g in body["training_goals"])
     limits = body["action_range"]
     agent = NetworkAgent(
-        Architecture.of(options.pop("kind"), **options),
-        _group(arrays, "weight/"),
+        architecture_from(body),
+        group(arrays, "weight/"),
         Sensor(**look),
         head=body["head"],
         decision=body["decision"],
@@ -171,16 +164,11 @@ def _network(body: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Netwo
         goal=arrays.get("goal"),
         training_goals=goals,
         starts=None if "starts" not in arrays else own(arrays["starts"]),
-        steer=_group(arrays, "steer/"),
+        steer=group(arrays, "steer/"),
         seed=body["seed"],
     )
     _check_fit(agent)
-    _check_starts(agent)
     return agent
-
-
-def _group(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def _goal_input(
@@ -274,15 +262,6 @@ class ControllerBody(Strict):
     size: Annotated[int, Field(ge=1, le=1 << 30)]
 
 
-@dataclass(frozen=True)
-class Kind:
-    """How one class is saved: its facts, and the types of its arrays by the name of the field (`?`: may be missing)."""
-
-    cls: type[Agent]
-    body: type[Strict]
-    arrays: Mapping[str, frozenset[str]]
-
-
 _PLANNER = {
     "reward": frozenset({"F64"}),
     "next_state": frozenset({"I32"}),
@@ -291,8 +270,8 @@ _PLANNER = {
 }
 
 KINDS: dict[str, Kind] = {
-    # what arrays a network has depends on its architecture: see _check_network
-    "network": Kind(NetworkAgent, NetworkBody, {}),
+    # what arrays a network has depends on its architecture
+    "network": Kind(NetworkAgent, NetworkBody, {}, How(_network_record, _check_network, _network, on_saving=False)),
     "table_policy": Kind(
         TablePolicy, Nothing, {"symbols": Integers, "palette": frozenset({"F64"}), "starts?": Integers}
     ),
@@ -305,7 +284,14 @@ KINDS: dict[str, Kind] = {
     "controller": Kind(
         Controller, ControllerBody, {"setpoint": Integers, "gain": frozenset({"F64"}), "position": Integers}
     ),
+    **SEARCHERS,
 }  # fmt: skip
+
+#: Kinds of agent of the catalogue whose agents have a record here.
+SAVED = frozenset({
+    "q_table", "goal_table", "controller", "planner", "depth_planner", "learned_planner", "tree_search", "alphazero",
+    "path_planner", "network_model", "mc_aixi", "network",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -316,19 +302,25 @@ class Record:
     body: Mapping[str, Any]
 
 
+def check_saved(kind: str, file: Path) -> None:
+    """Raise FileError unless agents of this kind of the catalogue can be saved."""
+    if kind not in SAVED:
+        fail(file, f"an agent of kind {kind!r} cannot be saved; those that can are {', '.join(sorted(SAVED))}")
+
+
 def record_of(agent: Agent, file: Path) -> tuple[str, dict[str, object], dict[str, np.ndarray]]:
     """An agent's type, what it is beside its arrays, and its arrays.
 
     Raises:
-        FileError: where agents of this class cannot be saved.
+        FileError: where agents of this class, or with such numbers, cannot be saved.
     """
-    name = next((n for n, kind in KINDS.items() if type(agent) is kind.cls), None)
+    name = next((n for n, kind in KINDS.items() if kind.made(agent)), None)
     if name is None:
-        known = ", ".join(k.cls.__name__ for k in KINDS.values())
+        known = ", ".join(k.class_name for k in KINDS.values())
         fail(file, f"an agent of class {type(agent).__name__} cannot be saved; those that can are {known}")
-    if isinstance(agent, NetworkAgent):
-        return name, *_network_record(agent)
     kind = KINDS[name]
+    if kind.how is not None:
+        return name, *_taken(agent, kind, kind.how, file)
     body: dict[str, object] = {f: getattr(agent, f) for f in kind.body.model_fields}
     if isinstance(agent, GoalTable):
         body["goals"] = [goal_body(g) for g in agent.goals]
@@ -336,14 +328,21 @@ def record_of(agent: Agent, file: Path) -> tuple[str, dict[str, object], dict[st
     return name, body, {f: np.asarray(a) for f, a in arrays.items() if a is not None}
 
 
-def checked(schema: type[Strict], body: Mapping[str, Any], file: Path) -> None:
-    """Raise FileError unless the body is as the schema says. The body itself is used afterwards, as it was written."""
-    from retarget.io.native import first_error
-
+def _taken(agent: Agent, kind: Kind, how: How, file: Path) -> tuple[dict[str, object], dict[str, np.ndarray]]:
+    """What would be refused when it is read is not written."""
+    if not how.on_saving:
+        return how.take(agent)
     try:
-        schema.model_validate_json(canonical_json(body), strict=True)
-    except ValidationError as error:
-        fail(file, f"{first_error(error)}; save the agent again")
+        body, arrays = how.take(agent)
+        checked(kind.body, body, file, remedy="an agent with this cannot be saved")
+        how.check(body, entries_of(arrays, file), file)
+        how.verify(agent)
+        check_starts(agent)
+    except (AgentError, ValueError) as error:
+        if isinstance(error, FileError):
+            raise
+        fail(file, f"an agent cannot be saved that could not be read: {error}")
+    return body, arrays
 
 
 def check_record(name: str, body: Mapping[str, Any], entries: Mapping[str, Entry], file: Path) -> Record:
@@ -356,8 +355,8 @@ def check_record(name: str, body: Mapping[str, Any], entries: Mapping[str, Entry
         fail(file, unknown("type of agent", name, KINDS))
     kind = KINDS[name]
     checked(kind.body, body, file)
-    if name == "network":
-        _check_network(body, entries, file)
+    if kind.how is not None:
+        kind.how.check(body, entries, file)
         return Record(name, body)
     known = {field.rstrip("?"): types for field, types in kind.arrays.items()}
     needed = {field for field in kind.arrays if not field.endswith("?")}
@@ -367,29 +366,25 @@ def check_record(name: str, body: Mapping[str, Any], entries: Mapping[str, Entry
             f"a {name} has the arrays {', '.join(known)}; the file has {', '.join(sorted(entries))[:200] or 'none'}",
         )
     for field, entry in entries.items():
-        if entry.dtype not in known[field]:
-            fail(file, f"array {field!r} has type {entry.dtype}, not {' or '.join(sorted(known[field]))}")
+        check_type(field, entry, known[field], file)
     return Record(name, body)
 
 
 def rebuild(record: Record, arrays: Mapping[str, np.ndarray]) -> Agent:
     """The agent of a checked description and its arrays. Raises the classes' own errors, or ValueError."""
-    if record.type == "network":
-        return _network(record.body, arrays)
+    kind = KINDS[record.type]
+    if kind.how is not None:
+        agent = kind.how.make(record.body, arrays)
+        kind.how.verify(agent)
+        check_starts(agent)
+        return agent
     body = dict(record.body)
     if record.type == "goal_table":
         body["goals"] = tuple(goal_from(g) for g in body["goals"])
-    make: Callable[..., Agent] = KINDS[record.type].cls
+    assert not isinstance(kind.cls, str)
+    make: Callable[..., Agent] = kind.cls
     agent = make(**{name: own(array) for name, array in arrays.items()}, **body)
     if isinstance(agent, QTable) and agent.visited.shape != (agent.n_states,):
         raise ValueError(f"visited needs shape ({agent.n_states},), got {agent.visited.shape}")
-    _check_starts(agent)
+    check_starts(agent)
     return agent
-
-
-def _check_starts(agent: Agent) -> None:
-    starts, n_states = agent.seen_starts, agent.n_states
-    if starts is None:
-        return
-    if starts.ndim != 1 or starts.min(initial=0) < 0 or (n_states is not None and starts.max(initial=0) >= n_states):
-        raise ValueError("starts of training must be states of the world, in one list")
