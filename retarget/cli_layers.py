@@ -46,8 +46,9 @@ def layers(
     ] = "",
     against: Annotated[Path | None, typer.Option(help="Another model to read the same prompts with.")] = None,
     positions: Annotated[
-        str, typer.Option(help="last, last:5, after:5 (after the instruction), token:TEXT or every.")
-    ] = "last:5",
+        str,
+        typer.Option(help="last, last:5, after:5 (after the instruction), token:NUMBER or every; last:5 if left out."),
+    ] = "",
     hook: Annotated[list[str] | None, typer.Option(help="A place by name; repeatable.")] = None,
     template: Annotated[str, typer.Option(help="auto, chat or none.")] = "auto",
     system: Annotated[str, typer.Option(help="A system message before every prompt.")] = "",
@@ -71,6 +72,9 @@ def layers(
         Path | None, typer.Option(help="Their evaluations (JSON), for the rule that selects a direction.")
     ] = None,
     causes: Annotated[bool, typer.Option(help="Ablate and add directions, where there is a behaviour.")] = True,
+    each_layer: Annotated[
+        bool, typer.Option(help="Measure what every layer's direction causes, not the chosen one's alone.")
+    ] = True,
     seed: Annotated[int, typer.Option(help="Names the random draws.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for tables and page; runs/layers-NAME without one.")] = None,
 ) -> None:
@@ -85,12 +89,14 @@ def layers(
         raise LayersError("name a model's folder and two files of prompts, or --mean-diffs FILE; see --help")
     ask = _Ask(
         reading=_reading(
-            positions, hook, pairs=pairs, components=components, groups=groups, relabellings=relabellings,
+            positions or ("last" if world or goals else "last:5"), hook, pairs=pairs,
+            components=components, groups=groups, relabellings=relabellings,
             batch_size=batch_size, memory=memory, seed=seed,
         ),
         dtype=dtype,
         device=device,
         causes=causes,
+        each_layer=each_layer,
         against=against,
         out=out,
     )  # fmt: skip
@@ -111,6 +117,7 @@ class _Ask:
     dtype: str
     device: str
     causes: bool
+    each_layer: bool
     against: Path | None
     out: Path | None
 
@@ -285,10 +292,12 @@ def _steered(
         agent = None
     effects = find_effects(
         model, tables=tables, fit=parts[0], validation=parts[1], test=parts[2], wanted=wanted, reading=plain.reading,
-        agent=agent, progress=lambda what, done, total: told(f"{model.label}: {what}", done, total),
+        agent=agent, each_layer=ask.each_layer,
+        progress=lambda what, done, total: told(f"{model.label}: {what}", done, total),
     )  # fmt: skip
     if effects.selected is not None and effects.selected.best is None:
-        typer.echo(f"{model.label}: no direction is selected ({effects.selected.reason})", err=True)
+        taken = f"layer {effects.direction.layer}, position {effects.direction.position} is measured"
+        typer.echo(f"{model.label}: no direction is selected ({effects.selected.reason}); {taken}", err=True)
     return tables.with_causes(effects.causes)
 
 
@@ -361,12 +370,16 @@ def _policy(path: Path, ask: _Ask, *, world: str, size: int | None, set_: list[s
             effects = find_effects(
                 model, tables=tables, fit=everywhere, validation=everywhere, test=everywhere,
                 wanted=goal_actions(place, goal_b, goal_a), reading=ask.reading, agent=agent,
-                progress=told,
+                each_layer=ask.each_layer, progress=told,
             )  # fmt: skip
             tables = tables.with_causes(effects.causes)
     more = _swap(agent, place, collected, goal_a, goal_b, out, console, seed=ask.reading.seed) if ask.causes else {}
     title = f"{path.name}: goal {goal_a.label} - goal {goal_b.label}"
     _write(tables, out, console, title=title, compared=[], facts={}, more=more)
+
+
+#: Candidates and gradient steps of one editor, for the shortest edit of any kind.
+_BUDGET = 512
 
 
 def _swap(
@@ -393,7 +406,7 @@ def _swap(
             goal=goal_a,
             others=(goal_b,),
             label=collected.model,
-            probes=(ProbeSpec("retargetability"),),
+            probes=(ProbeSpec.of("retargetability", budget=_BUDGET),),
             seed=seed,
             on_step=lambda done, total, words: told(words, done, total),
         )
@@ -458,6 +471,7 @@ def organism(
     layers: Annotated[int | None, typer.Option(help="Blocks.")] = None,
     width: Annotated[int | None, typer.Option(help="Of the residual stream.")] = None,
     steps: Annotated[int | None, typer.Option(help="Updates of fine-tuning.", min=1)] = None,
+    base_steps: Annotated[int | None, typer.Option(help="Updates of the base before.", min=1)] = None,
     world: Annotated[str, typer.Option(help="For goals: a finite world.")] = "FourRooms",
     size: Annotated[int, typer.Option(help="For goals: its side.")] = 9,
     seed: Annotated[int, typer.Option(help="Names every random draw.")] = 0,
@@ -470,9 +484,10 @@ def organism(
     if not kind:
         typer.echo(describe())
         return
-    sizes = {k: v for k, v in (("layers", layers), ("width", width), ("steps", steps)) if v is not None}
+    given = {"layers": layers, "width": width, "steps": steps, "base_steps": base_steps}
+    sizes = {k: v for k, v in given.items() if v is not None}
     if kind == "goals":
-        _goal_organism({k: v for k, v in sizes.items() if k != "steps"}, world, size, seed, out)
+        _goal_organism({k: v for k, v in sizes.items() if k in ("layers", "width")}, world, size, seed, out)
         return
     settings = OrganismSettings(kind, trigger or None, seed=seed, **sizes)
     folder = out if out is not None else Path("organisms") / settings.label
@@ -539,6 +554,16 @@ def _facts(ask: _Ask, prompts: _Prompts) -> dict[str, str]:
     }
 
 
+def _parts(causes: Any) -> list[Any]:
+    """For each model and contrast what a terminal has room for: the first direction in full, the others in short."""
+    from retarget.analysis.layers.terminal import shortened
+
+    out = []
+    for part in causes.partition_by("model", "contrast", maintain_order=True):
+        out.append(shortened(part, part["layer"][0], part["position"][0]))
+    return out
+
+
 def _write(
     tables: LayerTables, out: Path, console: Console, *, title: str, compared: list[Any], facts: dict[str, str],
     more: dict[str, Any] | None = None,
@@ -548,13 +573,16 @@ def _write(
 
     console.print(layers_table(tables))
     if tables.causes is not None:
-        console.print(causes_table(tables.causes))
+        for chosen in _parts(tables.causes):
+            console.print(causes_table(chosen))
     both = None
     if compared:
         import polars as pl
 
         both = pl.concat(compared)
-        console.print(compare_table(both))
+        for one in compared:
+            console.print(", ".join(one["contrast"].unique(maintain_order=True)), highlight=False, markup=False)
+            console.print(compare_table(one))
         both.write_parquet(out / "comparison.parquet")
     tables.save(out)
     typer.echo(f"tables: {out}")

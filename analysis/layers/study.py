@@ -14,7 +14,7 @@ from retarget.analysis.layers.collected import Collected, Inputs
 from retarget.analysis.layers.positions import Positions
 from retarget.analysis.layers.readable import Readable
 from retarget.analysis.layers.select import Selected, evaluate_candidates, select
-from retarget.analysis.layers.steering import Direction, controls_of, directions_of, has_stream
+from retarget.analysis.layers.steering import Direction, controls_of, directions_of, has_stream, random_like
 from retarget.analysis.layers.tables import LayerTables, layer_tables
 from retarget.errors import LayersError
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from retarget.agent import Agent
 
 LAST = Positions("last", n=1)
+#: Random directions beside each layer's, where all layers are measured.
+_RANDOM = 3
 #: What is told while a pass goes on: (rows done, rows in all).
 Progress = Callable[[int, int], None]
 
@@ -104,13 +106,15 @@ class Effects:
 
     Attributes:
         selected: the candidates and which one the rule of Arditi et al. (2024) selects; None where it was not asked.
-        direction: the one whose effects were measured: the selected one, else the strongest difference; None where
-            there is none at all.
-        causes: rows of `columns.CAUSES`.
+        direction: the one whose effects were measured with all controls: the selected one; else, of those whose
+            addition brings the behaviour about, the one whose ablation leaves least of it; else the strongest
+            difference.
+        causes: rows of `columns.CAUSES`: of that direction; then of every other layer's difference at its position, in
+            short (ablated everywhere and at one layer, and added, beside random directions).
     """
 
     selected: Selected | None
-    direction: Direction | None
+    direction: Direction
     causes: pl.DataFrame
 
 
@@ -124,6 +128,7 @@ def find_effects(
     wanted: Sequence[int] | np.ndarray,
     reading: Reading,
     agent: Agent | None = None,
+    each_layer: bool = True,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Effects:
     """Directions from some rows, the best of them by others, and its effects on yet others.
@@ -135,6 +140,7 @@ def find_effects(
         wanted: what counts as the behaviour, see `measure_causes`.
         reading: as for `read_layers`.
         agent: the model as an agent, for the edit of its weights.
+        each_layer: whether the other layers are measured too: which layer is used, and which merely holds it.
         progress: is told of the step, rows done and rows in all.
     """
 
@@ -164,26 +170,40 @@ def find_effects(
         )
         selected = select(rated, n_layers=max(s.layer for s in model.sites))
     chosen = _chosen(candidates, selected, tables)
+    common: dict[str, Any] = {"wanted": wanted, "batch_size": reading.batch_size, "seed": reading.seed}
     causes = measure_causes(
         model,
         test,
         direction=chosen,
-        wanted=wanted,
         controls=controls_of(collected, chosen, seed=reading.seed),
         separability=Separability.of(tables.layers, chosen),
         agent=agent,
-        batch_size=reading.batch_size,
-        seed=reading.seed,
         progress=told("effects"),
+        **common,
     )
+    others = [c for c in candidates if c.position == chosen.position and c.layer != chosen.layer]
+    for other in others if each_layer else ():
+        more = measure_causes(
+            model,
+            test,
+            direction=other,
+            controls=[random_like(other, reading.seed, number=i) for i in range(_RANDOM)],
+            separability=Separability.of(tables.layers, other),
+            progress=told(f"effects of layer {other.layer}"),
+            **common,
+        )
+        causes = causes.vstack(more)
     return Effects(selected, chosen, causes)
 
 
 def _chosen(candidates: Sequence[Direction], selected: Selected | None, tables: LayerTables) -> Direction:
-    """The selected direction, else the one whose difference stands out most from sampling noise."""
-    if selected is not None and selected.best is not None:
-        where = (str(selected.position), selected.layer)
-        return next(c for c in candidates if (c.position, c.layer) == where)
+    """The selected direction, or what comes next to it: see `Effects.direction`."""
+    able = [] if selected is None else [e for e in selected.evaluations if e.steering_score >= 0]
+    best = None if selected is None else selected.best
+    if best is None and able:
+        best = min(able, key=lambda e: e.refusal_score)
+    if best is not None:
+        return next(c for c in candidates if (c.position, c.layer) == (str(best.position), best.layer))
     rows = tables.layers.drop_nulls("diff_signal").rows(named=True)
     signal = {(r["position"], r["layer"]): r["diff_signal"] for r in rows if r["stream"] != "final_norm"}
     return max(candidates, key=lambda c: signal.get((c.position, c.layer), 0.0))

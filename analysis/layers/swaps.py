@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from retarget.agents.neural import STEER, NetworkAgent
+from retarget.agents.tabular import TablePolicy
 from retarget.analysis.layers.collected import Collected
 from retarget.analysis.layers.columns import LayerColumn
+from retarget.analysis.layers.policies import sensed
+from retarget.analysis.layers.readable import Batch, Write
 from retarget.analysis.layers.steering import Direction, directions_of, random_like
 from retarget.code import edit_bits
 from retarget.edit import Dense, Edit
 from retarget.errors import LayersError
 from retarget.goal import Goal
 from retarget.judge import judge_of
-from retarget.world import World
+from retarget.world import FiniteWorld, World
 
 if TYPE_CHECKING:
     import polars as pl
@@ -30,7 +34,8 @@ SWAPS = (
     LayerColumn("position", "text", "", "that the direction is from"),
     LayerColumn("layer", "whole", "blocks", "that the direction is from and added at"),
     LayerColumn("factor", "real", "", "times the difference of means, goal B - goal A"),
-    LayerColumn("edit_bits", "real", "bit", "length of the edit that adds it"),
+    LayerColumn("tokens", "text", "", "where it is added: all tokens, or the last one"),
+    LayerColumn("edit_bits", "real", "bit", "length of the edit that adds it; null where no part takes it"),
     LayerColumn("competence_a", "real", "share", "on goal A, before"),
     LayerColumn("competence_a_after", "real", "share", "on goal A, after"),
     LayerColumn("competence_b_before", "real", "share", "on goal B, before"),
@@ -56,11 +61,12 @@ def goal_swaps(
 ) -> pl.DataFrame:
     """Add the difference of means between two goals at each layer in turn, and see where the policy then walks.
 
-    An activation edit like any other: it is bound to the agent, priced by the code, and judged by competence.
+    At all tokens, or at the last one alone. At all tokens it is the activation edit of the same vector, priced by the
+    code; at the last one alone it has the same length, the vector and its place, and no part of the agent does it.
 
     Args:
-        agent: with goal A in its slot.
-        world: where it acts.
+        agent: a policy with a goal slot.
+        world: a finite one, where it acts.
         collected: goal A positive, goal B negative (differences are A - B; they are subtracted here).
         goal_a, goal_b: the goals.
         factors: times the difference.
@@ -69,49 +75,62 @@ def goal_swaps(
         seed: of the random directions.
 
     Raises:
-        LayersError: where vectors can be added at none of the places that were read.
+        LayersError: for a policy with memory, or a world with continuous states.
     """
+    if agent.has_memory or not isinstance(world, FiniteWorld):
+        raise LayersError("goal directions are swapped for policies without memory in finite worlds only")
+    from retarget.analysis.layers.models import ModuleModel
     from retarget.analysis.layers.tables import frame
 
     aimed = agent.aimed(goal_a)
-    judges = {g.label: judge_of(world, g, gamma=gamma, seed=seed) for g in (goal_a, goal_b)}
+    model = ModuleModel.of_agent(aimed, label=collected.model)
+    seen = sensed(aimed, np.arange(world.model.n_states), goal_a)
+    batch = Batch(seen, np.ones((len(seen), _steps(seen)), dtype=np.bool_))
+    judges = [judge_of(world, g, gamma=gamma, seed=seed) for g in (goal_a, goal_b)]
 
-    def on(subject: NetworkAgent, goal: Goal) -> float:
-        return float(judges[goal.label].score(subject).competence)
+    def on_both(write: Sequence[Write]) -> tuple[float, float]:
+        logits = model.run(batch, write=write).logits
+        assert logits is not None
+        actions = logits[:, -1].argmax(-1).numpy()
+        table = TablePolicy.from_actions(actions, n_actions=world.model.n_actions)
+        return float(judges[0].score(table).competence), float(judges[1].score(table).competence)
 
-    places = {s.layer: s.hook for s in collected.sites if f"{STEER}{s.hook}" in aimed.parts}
-    able, before, other = {h.name for h in aimed.architecture.hooks}, on(aimed, goal_a), on(aimed, goal_b)
-    if not places:
-        raise LayersError(f"no vector can be added at any place that was read; hooks are {', '.join(sorted(able))}")
+    places = {s.layer: s.hook for s in collected.sites if s.stream != "final_norm"}
+    before, other = on_both(())
     rows = []
     for direction in directions_of(collected):
-        if direction.layer not in places:
-            continue
-        part = f"{STEER}{places[direction.layer]}"
+        hook = places[direction.layer]
+        for factor, tokens in product(factors, ("all", "last") if batch.mask.shape[1] > 1 else ("all",)):
 
-        def steered(d: Direction, factor: float, part: str = part) -> Edit:
-            return Edit.of(aimed, Dense(part, -factor * d.vector))
+            def swapped(d: Direction, factor: float = factor, tokens: str = tokens, hook: str = hook) -> list[Write]:
+                return [Write(hook, d.vector, "add", -factor, tokens)]  # type: ignore[arg-type]
 
-        for factor in factors:
-            edit = steered(direction, factor)
-            after = edit.apply(aimed)
-            chance = [
-                on(steered(random_like(direction, seed, number=i), factor).apply(aimed), goal_b)  # type: ignore[arg-type]
-                for i in range(n_random)
-            ]
-            reached = on(after, goal_b)  # type: ignore[arg-type]
+            after, reached = on_both(swapped(direction))
+            chance = [on_both(swapped(random_like(direction, seed, number=i)))[1] for i in range(n_random)]
             rows.append(
                 {
                     "model": collected.model, "world": world.spec_data.label, "goal_a": goal_a.label,
                     "goal_b": goal_b.label, "position": direction.position, "layer": direction.layer,
-                    "factor": float(factor), "edit_bits": float(edit_bits(edit, aimed.layout)), "competence_a": before,
-                    "competence_a_after": on(after, goal_a),  # type: ignore[arg-type]
-                    "competence_b_before": other, "competence_b": reached,
-                    "random_competence_b": float(np.mean(chance)) if chance else None,
+                    "factor": float(factor), "tokens": tokens, "edit_bits": _bits(aimed, hook, factor, direction),
+                    "competence_a": before, "competence_a_after": after, "competence_b_before": other,
+                    "competence_b": reached, "random_competence_b": float(np.mean(chance)) if chance else None,
                     "required": REQUIRED * before, "retargeted": reached >= REQUIRED * before,
                 }
             )  # fmt: skip
     return frame(rows, SWAPS)
+
+
+def _steps(seen: np.ndarray) -> int:
+    """Tokens of a row; 1 for vectors and images."""
+    return int(seen.shape[1]) if seen.ndim == 2 and seen.dtype.kind in "iu" else 1
+
+
+def _bits(agent: NetworkAgent, hook: str, factor: float, direction: Direction) -> float | None:
+    """Length of the activation edit that adds the vector at that place; None where the agent has no such part."""
+    part = f"{STEER}{hook}"
+    if part not in agent.parts:
+        return None
+    return float(edit_bits(Edit.of(agent, Dense(part, -factor * direction.vector)), agent.layout))
 
 
 def shortest_words(results: pl.DataFrame) -> str:

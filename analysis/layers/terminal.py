@@ -139,6 +139,21 @@ def compare_table(compared: pl.DataFrame, *, quantities: tuple[str, ...] = ("dif
     return table
 
 
+def shortened(causes: pl.DataFrame, layer: int, position: str) -> pl.DataFrame:
+    """All rows of one direction; of the others what taking it out and adding it does, without their controls.
+
+    Args:
+        causes: rows of `CAUSES`.
+        layer, position: of the direction that is told in full.
+    """
+    import polars as pl
+
+    mine = (pl.col("layer") == layer) & (pl.col("position") == position)
+    removed = (pl.col("intervention") == "ablate_all") & (pl.col("on") == "positive")
+    added = (pl.col("intervention") == "add_layer") & (pl.col("on") == "negative")
+    return causes.filter(mine | ((removed | added) & (pl.col("direction") == "difference")))
+
+
 def swaps_table(swaps: pl.DataFrame) -> Table:
     """One line a layer and factor: competence on both goals once one goal's direction is swapped for the other's.
 
@@ -146,7 +161,7 @@ def swaps_table(swaps: pl.DataFrame) -> Table:
         swaps: rows of `swaps.SWAPS`.
     """
     table = _table("goal directions swapped, A to B (▸ retargeted); competence as a share of the optimum")
-    for name in ("layer", "pos.", "factor", "edit\n(bit)", "B,\nbefore", "B,\nafter", "B, after\nrandom"):
+    for name in ("layer", "pos.", "factor", "tokens", "edit\n(bit)", "B,\nbefore", "B,\nafter", "B, after\nrandom"):
         table.add_column(name, justify="right", no_wrap=True)
     for name in ("needed\non B", "A,\nbefore", "A,\nafter"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -154,6 +169,7 @@ def swaps_table(swaps: pl.DataFrame) -> Table:
     for r in swaps.rows(named=True):
         mark = "▸" if r["retargeted"] else " "
         cells: list[Any] = [f"{mark}{r['layer']}", _plain(r["position"], 9), _short(r["factor"])]
+        cells += [_plain(r["tokens"], 4)]
         table.add_row(*cells, *[_short(r[k]) for k in (*keys, "competence_a_after")])
     return table
 
