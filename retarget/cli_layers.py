@@ -14,6 +14,7 @@ import typer
 from retarget.cli_shared import make_console, make_folder, one_thread, parse_goals, parse_options
 
 if TYPE_CHECKING:
+    import numpy as np
     from rich.console import Console
 
     from retarget.analysis.layers.collected import Collected, Inputs
@@ -230,16 +231,26 @@ def _read_model(
     wanted = _wanted(model, path, prompts.wanted)
     out = []
     for negative, positive in contrasts:
+        # a trigger is to undo the refusal: there the behaviour is to begin with anything else
+        behaviour = wanted if negative == names[0] or wanted is None else _anything_else(wanted, model.n_vocabulary)
         inputs = _inputs(model, classes, negative, positive, ask, prompts)
         with _bar(console) as told:
             words = f"{model.label}: {inputs.contrast}"
             collected, tables = read_layers(model, inputs, ask.reading, progress=partial(told, words))
-            if ask.causes and wanted is not None:
-                tables = _steered(model, tables, classes, negative, positive, ask, prompts, wanted, told)
+            if ask.causes and behaviour is not None:
+                tables = _steered(model, tables, classes, negative, positive, ask, prompts, behaviour, told)
         out.append((collected, tables))
     if ask.causes and wanted is None:
         console.print("causes are left out: name the words that begin a refusal with --wanted", highlight=False)
     return out
+
+
+def _anything_else(wanted: tuple[int, ...], size: int) -> np.ndarray:
+    import numpy as np
+
+    mask = np.ones(size, dtype=np.bool_)
+    mask[list(wanted)] = False
+    return mask
 
 
 def _inputs(
@@ -272,7 +283,7 @@ def _steered(
     positive: str,
     ask: _Ask,
     prompts: _Prompts,
-    wanted: tuple[int, ...],
+    wanted: tuple[int, ...] | np.ndarray,
     told: Any,
 ) -> LayerTables:
     from retarget.agents.language import LanguageModel

@@ -58,6 +58,8 @@ _UNTOUCHED: _Key = ("none", None, 0)
 _SIDES = ((POSITIVE, "positive"), (NEGATIVE, "negative"))
 #: Share of the way from one class's score to the other's that an effect must cover to count, unless told otherwise.
 LEAST_SHARE = 0.5
+#: Nats by which the classes' scores must differ at least: shares of a smaller way say nothing of a behaviour.
+LEAST_GAP_NATS = 1.0
 _CELLS = 1 << 22
 
 
@@ -128,7 +130,9 @@ def verdict_of(
       causes it; by at least `least_share` of the way, and beyond what random directions do, with intervals apart.
     - `present_not_used`: the direction can be read off (`Separability.present`), and no effect steers.
     - `absent`: it cannot, and no effect steers.
-    - none: an effect's interval overlaps what it is compared with, or it is not known whether it can be read off.
+    - none: an effect's interval overlaps what it is compared with, or it is not known whether it can be read off; or
+      the untouched network's scores of the two classes differ by less than `LEAST_GAP_NATS`, so that there is no
+      behaviour to steer.
 
     >>> verdict_of([Effect(0.9, 0.8, 1.0, 0.0, 0.1)], present=True)
     ('used', None)
@@ -327,6 +331,8 @@ class _Table:
             return "one row of a class gives no interval"
         if not np.percentile(gaps, 2.5) > 0:
             return "the untouched network does not score the positive inputs above the negative ones"
+        if gap < LEAST_GAP_NATS:
+            return f"the classes' scores differ by less than {LEAST_GAP_NATS:g} nat: there is no behaviour to steer"
         sign = 1.0 if c == NEGATIVE else -1.0
         numbers: list[float] = []
         for kind in ("difference", "random"):

@@ -692,3 +692,12 @@ def _distances(world: Any, goal: Any) -> np.ndarray:
     for _ in range(n):
         far = np.minimum(far, 1 + far[world.model.next_state[:, :, 0]].min(1))
     return far
+
+
+def test_classes_that_behave_alike_get_no_verdict_however_sure_the_little_difference() -> None:
+    """Paired rows make a gap of a hundredth of a nat significant; a share of it says nothing."""
+    toy = planted(0, used=True)
+    toy.weights["out"] = toy.weights["out"] * 1e-3
+    table = _measured(toy)
+    verdict, reason = _verdict(table)
+    assert verdict is None and reason is not None and "less than 1 nat" in reason
