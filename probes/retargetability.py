@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -15,11 +16,12 @@ from retarget.agents.wrappers import Padded
 from retarget.code import ENUMERATIVE, FIXED_WIDTH
 from retarget.edit import Edit, Slot, Sparse, difference
 from retarget.editors import Candidate, Editor, RandomEditor, Task, default_editors, points, prove, shortest
+from retarget.editors.base import MOST_CHECKED, Draws, draws
 from retarget.editors.bound import fewest_cells_for_level, fewest_cells_for_success
 from retarget.editors.exceptions import behaviour_of
 from retarget.errors import AgentError, GoalError
-from retarget.exact import policy_table
-from retarget.judge import judge_of
+from retarget.exact import Yardstick, policy_table
+from retarget.judge import Judge, judge_of
 from retarget.probe import UNIVERSAL_LAWS, Law, Metric, Outcome, Probe, Progress, Subject
 from retarget.row import FrontierPoint, Measurement
 from retarget.trials import Trials
@@ -56,7 +58,7 @@ class Retargetability(Probe):
         "required_competence": Metric("1", "level times competence_a: what counts as retargeted", 0.0, 1.0),
         "competence_b_before": Metric("1", "competence on B of the unedited agent", 0.0, 1.0),
         "competence_b_after": Metric("1", "competence on B of the agent with the shortest edit applied", 0.0, 1.0),
-        "competence_b_fresh": Metric("1", "the same on fresh starts, where competence is estimated", 0.0, 1.0),
+        "competence_b_fresh": Metric("1", "the same on fresh starts, where estimated, or with fresh seeds", 0.0, 1.0),
         "edit_bits": Metric("bit", f"length of the shortest edit of the agent, {_BITS}", 0.0, None),
         "behaviour_bits": Metric("bit", f"the same for the table compiled from the agent, {_BITS}", 0.0, None),
         "retargetability": Metric("log2", "log2(behaviour_bits / edit_bits)", None, None),
@@ -150,7 +152,9 @@ def asked(subject: Subject, budget: int) -> tuple[tuple[Measurement, ...], Task 
         nothing = "it exposes no parts: there is nothing to edit"
     if nothing:
         return level.measurements(), None, nothing
-    check = None
+    check: Trials | Draws | None = None
+    if isinstance(judge, Yardstick) and isinstance(own, Yardstick) and draws(agent):
+        check = Draws.of(agent, own, judge, level=subject.level, seed=subject.seed)
     if isinstance(judge, Trials):
         check = Trials.of(judge.world, judge.goal, gamma=judge.gamma, n=256, seed=subject.seed, purpose="check")
     task = Task(agent, world, judge, level.required, budget, subject.seed, check)
@@ -208,7 +212,9 @@ def compiled(task: Task) -> Agent:
 
 
 def _of(task: Task, agent: Agent) -> Task:
-    return replace(task, agent=agent)
+    """The same question to another agent, without the check of seeds where that one draws nothing."""
+    check = None if isinstance(task.check, Draws) and not draws(agent) else task.check
+    return replace(task, agent=agent, check=check)
 
 
 def _interval(values: np.ndarray) -> tuple[float | None, float | None]:
@@ -231,7 +237,7 @@ class _Search:
     blank_task: Task
     of_blank: tuple[Candidate, ...]
 
-    @property
+    @cached_property
     def best(self) -> Candidate | None:
         return shortest(self.task, self.found)
 
@@ -257,13 +263,18 @@ class _Search:
         return out + self._blank(best)
 
     def _fresh(self, best: Candidate | None) -> Measurement:
-        """The shortest edit on starts that its search never saw."""
-        name, judge = "competence_b_fresh", self.task.judge
-        if not isinstance(judge, Trials):
+        """The shortest edit on starts, or with seeds, that its search never saw (nor the check of finalists)."""
+        name, judge, check = "competence_b_fresh", self.task.judge, self.task.check
+        fresh: Judge | Draws
+        if isinstance(judge, Trials):
+            fresh = judge_of(judge.world, judge.goal, gamma=judge.gamma, seed=judge.seed, n=256, purpose="test")
+        elif isinstance(check, Draws):
+            seed = self.task.seed
+            fresh = Draws.of(check.agent, check.own, check.judge, level=check.level, seed=seed, purpose="test")
+        else:
             return Measurement.not_applicable(name, "competence_b_after is exact, over every start")
         if best is None:
             return Measurement.failed(name, "there is no edit to try")
-        fresh = judge_of(judge.world, judge.goal, gamma=judge.gamma, seed=judge.seed, n=256, purpose="test")
         score = fresh.score(best.edit.apply(self.task.agent))
         return Measurement.ok(name, score.competence, ci_low=score.ci_low, ci_high=score.ci_high, n=score.n)
 
@@ -334,7 +345,7 @@ def length_of(metric: str, task: Task, best: Candidate | None, found: Sequence[C
     if best is None:
         top = max((c.competence for c in found), default=None)
         if top is not None and task.enough(top):
-            return Measurement.failed(metric, f"required competence {task.required:.4g} was not met on other starts")
+            return Measurement.failed(metric, f"required competence {task.required:.4g} was not met {elsewhere(task)}")
         reached = "no editor has an edit to offer" if top is None else f"the best edit reaches {top:.4g}"
         return Measurement.failed(metric, f"required competence {task.required:.4g} was not reached: {reached}")
     return Measurement.ok(
@@ -343,9 +354,17 @@ def length_of(metric: str, task: Task, best: Candidate | None, found: Sequence[C
     )  # fmt: skip
 
 
+def elsewhere(task: Task) -> str:
+    """Where an edit has to hold beside where it was sought, in words."""
+    return "with other seeds" if isinstance(task.check, Draws) else "on other starts"
+
+
 def _least_plain(task: Task, found: Sequence[Candidate]) -> int | None:
-    good = (FIXED_WIDTH.length(c.edit, task.agent.layout) for c in found if task.enough(c.competence))
-    return min(good, default=None)
+    good = ((FIXED_WIDTH.length(c.edit, task.agent.layout), c) for c in found if task.enough(c.competence))
+    ordered = sorted(good, key=lambda pair: pair[0])
+    if isinstance(task.check, Draws):
+        return next((bits for bits, c in ordered[:MOST_CHECKED] if task.holds(c)[0]), None)
+    return ordered[0][0] if ordered else None
 
 
 def _plain(metric: str, bits: int | None, reason: str) -> Measurement:

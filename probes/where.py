@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from retarget.agent import ROLES, Agent, Role
+from retarget.edit import Edit
 from retarget.editors import Candidate, Editor, Task, default_editors, points, prove, shortest
 from retarget.errors import AgentError, GoalError
 from retarget.probe import UNIVERSAL_LAWS, Law, Metric, Outcome, Probe, Progress, Subject
-from retarget.probes.retargetability import asked, closed, length_of
+from retarget.probes.retargetability import asked, closed, elsewhere, length_of
 from retarget.row import FrontierPoint, Measurement
-from retarget.trials import Score
+from retarget.trials import Score, Trials
 
 _OF_ROLE: Mapping[str, tuple[str, str]] = {
     "edit_bits_without": ("bit", "length of the shortest edit that touches no part with the role {}: an upper bound"),
@@ -39,13 +40,14 @@ def _metrics() -> dict[str, Metric]:
 class Where(Probe):
     """Where the agent keeps its goal: edits without the parts of each role, and of those parts alone.
 
-    An agent whose goal lives in its slot is retargeted by the slot alone, and not without it; where a value function or
-    a prior was trained toward A, the slot may not suffice. What no editor knows how to do is not found: lengths are
-    upper bounds, competences lower ones. The unedited agent counts among what leaves a role alone.
+    An agent whose goal lives in its slot is retargeted by the slot alone, and by more bits without it (a model that
+    lies does it, say); where a value function or a prior was trained toward A, the slot may not suffice. What no editor
+    knows how to do is not found: lengths are upper bounds, competences lower ones. The unedited agent counts among what
+    leaves a role alone.
 
     One search without restrictions comes first; its edits are sorted by what they touch. With parts frozen, only those
     editors search again that mixed what is frozen with what is not, unless they say with a class attribute
-    `covers_frozen` that they try parts apart as it is.
+    `covers_frozen` that they try parts apart as it is; and those whose `searches_anew(agent, frozen)` is true.
 
     Args:
         editors: who competes; the default ones without.
@@ -56,8 +58,9 @@ class Where(Probe):
     >>> world = retarget.make_world("FourRooms", size=9)
     >>> a, b = world.as_goal((1, 1)), world.as_goal((7, 7))
     >>> outcome = Where().measure(retarget.Subject(exact_planner(world, a), world, a, b))
-    >>> outcome["competence_b_only_goal_slot"].value, outcome["competence_b_without_goal_slot"].value
-    (1.0, 0.0)
+    >>> slot, model = outcome["edit_bits_only_goal_slot"], outcome["edit_bits_only_model"]
+    >>> slot.editor, model.editor, model.value > 2 * slot.value
+    ('slot', 'sparse', True)
     """
 
     name: ClassVar[str] = "where"
@@ -92,7 +95,7 @@ class Where(Probe):
         for i, names in enumerate(frozen):
             tell(0.4 + 0.5 * i / len(frozen), f"editing without {', '.join(sorted(names))}")
             for editor in self.editors:
-                if _minds(editor, free[editor], names):
+                if _minds(editor, free[editor], task.agent, names):
                     out += [c for c in editor.search(replace(task, frozen=names)) if not names & _touched(c)]
         return tuple(out)
 
@@ -128,16 +131,20 @@ def _inside(found: Iterable[Candidate], frozen: frozenset[str]) -> tuple[Candida
     return tuple(c for c in found if not frozen & _touched(c))
 
 
-def _minds(editor: Editor, found: Sequence[Candidate], frozen: frozenset[str]) -> bool:
-    """Whether an editor may find something else with these parts frozen: it mixed them with others, and is not one that
-    tries the others apart as it is."""
+def _minds(editor: Editor, found: Sequence[Candidate], agent: Agent, frozen: frozenset[str]) -> bool:
+    """Whether an editor may find something else with these parts frozen: it says so, or it mixed them with others, and
+    is not one that tries the others apart as it is."""
+    anew = getattr(editor, "searches_anew", None)
+    if anew is not None and anew(agent, frozen):
+        return True
     mixed = any(frozen & _touched(c) and _touched(c) - frozen for c in found)
     return mixed and not getattr(editor, "covers_frozen", False)
 
 
 @dataclass(frozen=True, eq=False)
 class _Worth:
-    """A finalist (None for the unedited agent), and its competence on B: on other starts where it is estimated."""
+    """A finalist (None for the unedited agent), and its competence on B: on other starts where it is estimated; where
+    the agent draws random numbers, with its own seed (lengths alone are held to other seeds)."""
 
     candidate: Candidate | None
     competence: float
@@ -145,7 +152,7 @@ class _Worth:
 
     @classmethod
     def of(cls, task: Task, candidate: Candidate | None) -> _Worth:
-        if task.check is not None:
+        if isinstance(task.check, Trials):
             score = task.check.score(task.agent if candidate is None else candidate.edit.apply(task.agent))
             return cls(candidate, score.competence, score)
         if candidate is None:
@@ -184,9 +191,14 @@ class _Sorted:
     @classmethod
     def of(cls, task: Task, found: Sequence[Candidate], views: Sequence[_View]) -> _Sorted:
         inside = {view: _inside(found, view.frozen) for view in views}
-        short = {id(c): c for some in inside.values() if (c := shortest(task, some)) is not None}
-        best = {id(c): c for some in inside.values() for c in sorted(some, key=_by_competence)[:1]}
-        finalists = [c for c in found if id(c) in short or id(c) in best]
+        short: dict[tuple[str, Edit], Candidate] = {}
+        for some in inside.values():
+            if (c := shortest(task, some)) is not None:
+                short.setdefault(_key(c), c)
+        best = {_key(c): c for some in inside.values() for c in sorted(some, key=_by_competence)[:1]}
+        # what the shortest are said to have taken has the check of finalists in it
+        chosen = {**best, **short}
+        finalists = [chosen[k] for k in dict.fromkeys(map(_key, found)) if k in chosen]
         for candidate in finalists:
             prove(task, candidate)
         ordered = tuple(sorted(short.values(), key=_by_length))
@@ -218,7 +230,7 @@ class _Sorted:
         if top.candidate is None:
             words = f"nothing that was found does better than the agent as it is ({top.competence:.4g})"
         elif task.enough(top.candidate.competence):
-            words = "what was found does not hold on other starts"
+            words = f"what was found does not hold {elsewhere(task)}"
         else:
             words = f"the best edit reaches {top.competence:.4g}"
         return Measurement.failed(metric, f"required competence {task.required:.4g} was not reached: {words}")
@@ -239,6 +251,10 @@ class _Sorted:
                 if c.competence > top:
                     top, kept[id(c)] = c.competence, c
         return points(self.task, kept.values(), subject="agent")
+
+
+def _key(candidate: Candidate) -> tuple[str, Edit]:
+    return candidate.editor, candidate.edit
 
 
 def _by_length(candidate: Candidate) -> tuple[float, float, str]:

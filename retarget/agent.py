@@ -298,6 +298,21 @@ class HasFits(Protocol):
 
 
 @runtime_checkable
+class HasDraws(Protocol):
+    """An agent whose decisions rest on random numbers that its seed names: drawn once for each state, so that what is
+    found and judged with one seed may hold with no other."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether the seed matters: such agents may be set up to draw nothing."""
+        ...
+
+    def reseeded(self, seed: int) -> Agent:
+        """The same agent, parts and all, with other random numbers."""
+        ...
+
+
+@runtime_checkable
 class Trainable(Protocol):
     """An agent that can be trained further, toward another goal."""
 

@@ -102,17 +102,22 @@ class BayesPlanner(Agent):
         return np.asarray(predictive(np.maximum(self.counts, 0.0), *_bits(n, n_actions)))
 
     @cached_property
-    def returns(self) -> np.ndarray:
-        """Mean return of each action in the simulations of one decision: float64 `[S, A]`."""
+    def _planned(self) -> tuple[np.ndarray, int]:
+        """Mean returns float64 `[S, A]` of a decision in each state, and the steps that all of them walked."""
         from retarget.bayes.finite import plan_all
 
         if not self.reward.any():
-            return np.zeros(self.counts.shape[:2])
+            return np.zeros(self.counts.shape[:2]), 0
         key = np.uint64(word(self.seed, "mc_aixi", self.n_states))
-        returns, _ = plan_all(
+        returns, steps = plan_all(
             self.predictions, np.append(self.reward, 0.0), self.gamma, self.simulations, self.horizon, self.bonus, key
         )
-        return np.asarray(returns)
+        return np.asarray(returns), int(steps)
+
+    @property
+    def returns(self) -> np.ndarray:
+        """Mean return of each action in the simulations of one decision: float64 `[S, A]`."""
+        return self._planned[0]
 
     @cached_property
     def _table(self) -> np.ndarray:
@@ -129,12 +134,20 @@ class BayesPlanner(Agent):
 
     @property
     def flops_per_action(self) -> float:
-        """At most: 6 operations an action and 12 for chance in each simulated step, and 24 a node of the context trees
-        to predict from the counts anew."""
+        """6 operations an action and 12 for chance in each step that was walked, a mean over states; and 24 a node
+        of the context trees to predict from the counts anew."""
         n, n_actions = self.counts.shape[:2]
         state_bits, action_bits = _bits(n, n_actions)
         nodes = sum(2 << (i + state_bits + action_bits) for i in range(state_bits))
-        return float(self.simulations * self.horizon * (6 * n_actions + 12) + 24 * nodes)
+        return float(self._planned[1] / n * (6 * n_actions + 12) + 24 * nodes)
+
+    @property
+    def draws(self) -> bool:
+        return True
+
+    def reseeded(self, seed: int) -> BayesPlanner:
+        """The same counts and reward, with decisions drawn from another seed."""
+        return replace(self, seed=seed)
 
     def with_arrays(self, arrays: Mapping[str, np.ndarray]) -> BayesPlanner:
         self.check_arrays(arrays)

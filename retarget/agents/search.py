@@ -24,8 +24,9 @@ LARGEST_REWARD = 1e100
 class TreeSearcher(Agent):
     """Searches a tree from the present state, and takes the action that the search chooses.
 
-    Where the actions that were tried are all worth the same, the search has told it nothing: it then takes the
-    likeliest action of its prior, evenly among equals. Parts: `reward` (goal_slot); `next_state`, and `prob` where
+    Where the search has told it nothing, it takes the likeliest action of its prior, evenly among equals: where the
+    actions that were tried are all worth the same, and no more than an untried one is beforehand (what the leaf says of
+    the state), or where one walk is all there was. Parts: `reward` (goal_slot); `next_state`, and `prob` where
     there is chance (model); and those of the leaf (value, policy).
 
     Attributes:
@@ -133,13 +134,17 @@ class TreeSearcher(Agent):
 
     @cached_property
     def _choices(self) -> np.ndarray:
-        found, prior = self.found, self.tree_model.prior
+        found, prior, before = self.found, self.tree_model.prior, self.tree_model.value
         tried = found.visits > 0
         highest = np.where(tried, found.q, -np.inf).max(1)
         lowest = np.where(tried, found.q, np.inf).min(1)
         likeliest = prior >= prior.max(1, keepdims=True) * (1 - 1e-12)
         out = likeliest / likeliest.sum(1, keepdims=True)
-        told = np.flatnonzero(highest - lowest > 1e-12 * np.abs(highest))
+        least = 1e-12 * np.abs(highest)
+        # an action never tried stands for what the state was thought to be worth: what beats that is worth following,
+        # though nothing else was tried; one walk alone compares nothing
+        lone = ~tried.all(1) & (highest - before > least) & (self.settings.simulations > 1)
+        told = np.flatnonzero((highest - lowest > least) | lone)
         out[told] = 0.0
         out[told, found.action[told]] = 1.0
         return np.asarray(out)
@@ -161,6 +166,15 @@ class TreeSearcher(Agent):
         what its leaf takes. A mean over states."""
         walked, judged = float(self.found.steps.mean()), float(self.found.nodes.mean())
         return float(walked * (6 * self.next_state.shape[1] + 4) + judged * self.leaf.flops)
+
+    @property
+    def draws(self) -> bool:
+        """Whether it draws random numbers: for rollouts, for chance in its model, or for Gumbel noise."""
+        noisy = self.settings.method == "gumbel" and self.settings.gumbel_scale > 0
+        return self.settings.rollout_steps > 0 or noisy or self.next_state.shape[2] > 1
+
+    def reseeded(self, seed: int) -> TreeSearcher:
+        return replace(self, seed=seed)
 
     def blank(self, seed: int) -> TreeSearcher:
         """No goal, a blank leaf; no model either where the model was learned."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import ClassVar, Protocol
 
 import numpy as np
 
-from retarget.agent import Agent, Layout
+from retarget.agent import Agent, HasDraws, Layout
 from retarget.code import ENUMERATIVE, FIXED_WIDTH
 from retarget.edit import Dense, Edit, Patch, Slot, Sparse
 from retarget.errors import EditError
 from retarget.exact import Yardstick
 from retarget.goal import Goal
+from retarget.rng import word
 from retarget.row import FrontierPoint
 from retarget.spend import Spend
 from retarget.trials import Score, Trials
@@ -23,8 +26,85 @@ from retarget.world import FiniteModel, FiniteWorld, World
 TOLERANCE = 1e-9
 
 
-#: Candidates that are tried on other starts, the shortest first.
+#: Candidates that are tried on other starts, or with other random numbers, the shortest first.
 MOST_CHECKED = 64
+
+#: Seeds that finalists are tried with first, and those that must confirm it, where an agent draws random numbers.
+SCREENED, CONFIRMED = 5, 15
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """Judges an agent that draws random numbers with fresh seeds, where the search for edits saw one draw alone.
+
+    Attributes:
+        agent: as it is, before any edit.
+        own, judge: exact judges of goals A and B.
+        level: share of the agent's own mean competence on A, over the same seeds, that counts as retargeted.
+        seeds: fresh ones.
+    """
+
+    agent: Agent
+    own: Yardstick
+    judge: Yardstick
+    level: float
+    seeds: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls, agent: Agent, own: Yardstick, judge: Yardstick, *, level: float, seed: int, purpose: str = "check"
+    ) -> Draws:  # fmt: skip
+        """With seeds named by (seed, purpose)."""
+        n = SCREENED + CONFIRMED
+        return cls(agent, own, judge, level, tuple(word(seed, "draws", purpose, i) for i in range(n)))
+
+    @cached_property
+    def stages(self) -> tuple[Draws, Draws]:
+        """With the first few seeds, and with the others: many edits are tried with the same seeds, so that one that
+        just passes must do so twice."""
+        return replace(self, seeds=self.seeds[:SCREENED]), replace(self, seeds=self.seeds[SCREENED:])
+
+    def holds(self, edited: Agent) -> tuple[bool, Spend]:
+        """Whether an edited agent meets the requirement in both stages, and what it took to tell."""
+        spent = Spend()
+        for stage in self.stages:
+            found = stage.score(edited)
+            spent = spent + Spend(simulations=found.n, flops=found.flops)
+            if found.competence < stage.required - TOLERANCE:
+                return False, spent
+        return True, spent
+
+    @cached_property
+    def required(self) -> float:
+        """Mean competence on B that counts as retargeted. Taken when it is first asked for."""
+        return self.level * float(np.mean([self.own.score(a).competence for a in self._seeded(self.agent)]))
+
+    @cached_property
+    def _kept(self) -> dict[str, Score]:
+        return {}
+
+    def _seeded(self, agent: Agent) -> list[Agent]:
+        if not isinstance(agent, HasDraws):  # pragma: no cover - tasks of agents that draw nothing have no such check
+            return [agent]
+        return [agent.reseeded(seed) for seed in self.seeds]
+
+    def score(self, agent: Agent) -> Score:
+        """Mean over the seeds on B, with a normal 95% interval over them; each agent is judged once."""
+        if agent.digest not in self._kept:
+            scores = [self.judge.score(a) for a in self._seeded(agent)]
+            values = np.array([s.competence for s in scores])
+            half = 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 1.0
+            mean = float(values.mean())
+            self._kept[agent.digest] = Score(
+                mean, float(np.mean([s.success for s in scores])), len(values), max(0.0, mean - half),
+                min(1.0, mean + half), sum(s.env_steps for s in scores), sum(s.flops for s in scores),
+            )  # fmt: skip
+        return self._kept[agent.digest]
+
+
+def draws(agent: Agent) -> bool:
+    """Whether an agent's decisions rest on random numbers that a seed names."""
+    return isinstance(agent, HasDraws) and agent.draws
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +118,8 @@ class Task:
         required: competence that counts as retargeted, in (0, 1].
         budget: most candidate agents that the editor may build and score.
         seed: names the random streams.
-        check: where competence is estimated, a judge on other starts, on which a find must hold too; None elsewhere.
+        check: where competence is estimated, a judge on other starts, on which a find must hold too; for an agent that
+            draws random numbers, one with other seeds; None elsewhere.
         frozen: names of parts that no edit may touch. Candidates that do are not counted (`allowed`); editors that know
             better do not build them.
     """
@@ -49,7 +130,7 @@ class Task:
     required: float
     budget: int = 4096
     seed: int = 0
-    check: Trials | None = None
+    check: Trials | Draws | None = None
     frozen: frozenset[str] = frozenset()
 
     @property
@@ -70,6 +151,16 @@ class Task:
     def enough(self, competence: float) -> bool:
         """Whether a competence meets the requirement."""
         return competence >= self.required - TOLERANCE
+
+    def holds(self, candidate: Candidate) -> tuple[bool, Spend]:
+        """Whether a candidate that meets the requirement also meets that of the check, and what trying it with other
+        seeds took (other starts are no part of the search)."""
+        if self.check is None:
+            return True, Spend()
+        edited = candidate.edit.apply(self.agent)
+        if isinstance(self.check, Draws):
+            return self.check.holds(edited)
+        return self.enough(self.check.score(edited).competence), Spend()
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,14 +292,16 @@ def shortest(task: Task, candidates: Iterable[Candidate]) -> Candidate | None:
     """The shortest candidate that meets the requirement, None where none does. Ties: least spend, then name.
 
     Where competence is estimated, it must meet it on the starts of `task.check` too: a search that keeps the shortest
-    edits that just pass on its own starts would else be believed too often.
+    edits that just pass on its own starts would else be believed too often. Where the agent draws random numbers, it
+    must meet it with other seeds, for the same reason; what that took is added to its spend.
     """
+    spent = Spend()
     good = sorted((c for c in candidates if task.enough(c.competence)), key=lambda c: (c.bits, c.spend.flops, c.editor))
-    if task.check is None:
-        return good[0] if good else None
     for candidate in good[:MOST_CHECKED]:
-        if task.enough(task.check.score(candidate.edit.apply(task.agent)).competence):
-            return candidate
+        held, spend = task.holds(candidate)
+        spent = spent + spend
+        if held:
+            return replace(candidate, spend=candidate.spend + spent) if spent != Spend() else candidate
     return None
 
 

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
-from retarget.agent import Agent, Categorical, HasGoalSlot, SlotWrite
+import numpy as np
+
+from retarget.agent import Agent, Categorical, HasGoalSlot, Real, SlotWrite
 from retarget.edit import Edit, Slot
 from retarget.editors.base import Candidate, Scorer, Task, shortest_form
 from retarget.rng import stream
 
+#: What B is worth in a reward slot where 1 does not suffice.
+WORTHS = (0.5, 2.0**-10)
+
 
 class SlotEditor:
-    """Tries the agent's own ways of writing goal B into its slot. Where none suffices, though one does at least half of
-    what is required (or there is none): other things that the slot can hold; then B with further cells of a real slot
-    written beside it, at half of what B is worth and then a quarter (for a search of limited depth: places on the way,
-    from which B is in reach).
+    """Tries the agent's own ways of writing goal B into its slot. Where none suffices, and the slot holds a reward for
+    each state: B worth 1/2, and 2^-10 (leaf values are cut to the rewards, so that a small one silences values made for
+    A), and B with -1 on what the slot rewards now.
+
+    Where that does not suffice, though some write does at least half of what is required (or there is none): other
+    things that the slot can hold; then B with further cells of a real slot written beside it, at half of what B is
+    worth and then a quarter (for a search of limited depth: places on the way, from which B is in reach).
 
     Args:
         blind: how many other writes to try, drawn from a stream named by the seed where there are more; 0 for none.
@@ -35,6 +44,10 @@ class SlotEditor:
         scorer = Scorer(task, self.name)
         writes = [w for w in agent.slot_writes(task.goal) if w.part not in task.frozen]
         found = self._try(scorer, [slot_edit(agent, w) for w in writes])
+        if not any(task.enough(c.competence) for c in found):
+            tried = {c.edit for c in found}
+            other = dict.fromkeys(slot_edit(agent, v) for w in writes for v in _otherwise(agent, w))
+            found += self._try(scorer, [e for e in other if e not in tried][: max(0, task.budget - len(found))])
         best = max((c.competence for c in found), default=task.required)
         if (task.enough(best) and found) or best < 0.5 * task.required:
             return found
@@ -71,6 +84,23 @@ class SlotEditor:
 
     def _try(self, scorer: Scorer, edits: Sequence[Edit]) -> list[Candidate]:
         return [scorer.candidate(e, scorer.score(e.apply(scorer.task.agent))) for e in edits]
+
+
+def is_reward(agent: Agent, part: str) -> bool:
+    """Whether a part is a slot of rewards: one real number for each state."""
+    found = agent.parts[part]
+    return found.role == "goal_slot" and isinstance(found.alphabet, Real) and found.array.shape == (agent.n_states,)
+
+
+def _otherwise(agent: Agent, write: SlotWrite) -> list[SlotWrite]:
+    """The same goal in a reward slot at other worths, and with a punishment on what is rewarded now."""
+    if not is_reward(agent, write.part):
+        return []
+    out = [replace(write, cells=tuple((c, v * worth) for c, v in write.cells)) for worth in WORTHS]
+    taken = {c for c, _ in write.cells}
+    now = np.flatnonzero(agent.parts[write.part].array > 0)
+    against = tuple((int(s), -1.0) for s in now if s not in taken)
+    return [*out, replace(write, cells=(*write.cells, *against))] if against else out
 
 
 def slot_edit(agent: Agent, write: SlotWrite) -> Edit:

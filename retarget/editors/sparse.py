@@ -1,27 +1,31 @@
-"""Keep only the cells that matter: of a retrained agent, or of a model given the truth where it is needed."""
+"""Keep only the cells that matter: of a retrained agent, or of a model told the truth, or a lie, where it is needed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from typing import ClassVar
 
 import numpy as np
 
-from retarget.agent import Agent, HasGoalSlot, HasModel, HasTable, Trainable
+from retarget.agent import Agent, Categorical, HasGoalSlot, HasModel, HasTable, Trainable
 from retarget.edit import Edit, Sparse, difference
 from retarget.editors.base import Candidate, Scorer, Task, shortest_form
 from retarget.editors.retrain import learned
-from retarget.editors.rows import search_rows
-from retarget.editors.slot import slot_edit
+from retarget.editors.rows import Rows, search_rows
+from retarget.editors.slot import is_reward, slot_edit
 from retarget.exact import policy_table
 from retarget.spend import Spend
+from retarget.world import FiniteModel
 
 
 class SparseEditor:
     """Shrinks a large sparse edit by delta debugging (Zeller and Hildebrandt 2002): whole chunks of cells are put
     back, then halves of chunks, down to single cells, as long as the requirement holds. What is shrunk: B in the slot
-    with the true successors where a table would have to change; or, where there is no such edit, the difference to
-    the agent retrained.
+    with the true successors where a table would have to change; where the slot is frozen, a model that lies, so that
+    what the slot rewards stands for B; or, where there is no such edit, the difference to the agent retrained.
 
     For agents whose table can be searched exactly (`HasTable`) the table editor is this one done better; they are
     passed over.
@@ -36,16 +40,23 @@ class SparseEditor:
     def __init__(self, *, first: int = 16, doublings: int = 10, trials: int = 384) -> None:
         self.first, self.doublings, self.trials = first, doublings, trials
 
+    def searches_anew(self, agent: Agent, frozen: frozenset[str]) -> bool:
+        """Whether it tries with these parts frozen what it does not try without: a model that lies."""
+        return not isinstance(agent, HasTable) and _liable(agent, frozen) is not None
+
     def search(self, task: Task) -> Sequence[Candidate]:
         agent = task.agent
         if isinstance(agent, HasTable):
             return ()
         scorer = Scorer(task, self.name)
-        for whole in _with_true_successors(scorer):
-            if task.enough(scorer.score(whole.apply(agent))):
-                return self._shrunk(scorer, whole)
+        short_of: list[Candidate] = []
+        for whole in chain(_with_true_successors(scorer), _lies(scorer)):
+            competence = scorer.score(whole.apply(agent))
+            if task.enough(competence):
+                return [*short_of, *self._shrunk(scorer, whole)]
+            short_of.append(scorer.candidate(shortest_form(agent, whole), competence))
         if not isinstance(agent, Trainable):
-            return ()
+            return short_of
         for i in range(self.doublings + 1):
             trained, spend = agent.retrained(task.world, task.goal, budget=self.first * 2**i, seed=task.seed)
             scorer.spend = scorer.spend + spend
@@ -53,8 +64,8 @@ class SparseEditor:
             if task.frozen and not whole.patches:
                 continue
             if task.enough(scorer.score(whole.apply(agent))):
-                return self._shrunk(scorer, whole)
-        return ()
+                return [*short_of, *self._shrunk(scorer, whole)]
+        return short_of
 
     def _shrunk(self, scorer: Scorer, whole: Edit) -> list[Candidate]:
         task = scorer.task
@@ -106,7 +117,7 @@ def debugged(n_cells: int, *, good: Callable[[np.ndarray], bool], going: Callabl
         size = max(1, size // 2)
 
 
-def _with_true_successors(scorer: Scorer) -> list[Edit]:
+def _with_true_successors(scorer: Scorer) -> Iterator[Edit]:
     """B in the slot, and in the model the true successors of what a table would have to do differently.
 
     The model then holds the patched table's behaviour, so that planning in it is at least as good, as far as the rest
@@ -115,27 +126,113 @@ def _with_true_successors(scorer: Scorer) -> list[Edit]:
     """
     task, agent = scorer.task, scorer.task.agent
     if not isinstance(agent, HasModel) or not isinstance(agent, HasGoalSlot) or task.exact is None:
-        return []
-    model, judge = task.exact
+        return
     part, cell = agent.model_cells()
     if part in task.frozen:
-        return []
-    likely = np.take_along_axis(model.next_state, model.prob.argmax(2)[:, :, None], axis=2)[:, :, 0]
+        return
     for write in agent.slot_writes(task.goal):
         if write.part in task.frozen:
             continue
         aimed = slot_edit(agent, write).apply(agent)
-        points = search_rows(judge, policy_table(aimed, model), required=task.required)
-        good = [p for p in points if task.enough(p.competence)]
-        if not good:
-            return []
-        scorer.spend = scorer.spend + Spend(simulations=points[-1].simulations, flops=points[-1].flops)
-        array = aimed.parts[part].array.copy()
-        for s, a in min(good, key=len).rows:
+        rows = _rows_for(scorer, aimed)
+        if not rows:
+            return
+        likely, array = _likely(task.exact[0]), aimed.parts[part].array.copy()
+        for s, a in rows:
             array.reshape(-1)[cell[s, a]] = likely[s, a]
         whole = difference(agent, aimed.with_arrays({part: array}))
-        return [whole] if part in whole.parts_touched else []
-    return []
+        if part in whole.parts_touched:
+            yield whole
+        return
+
+
+def _rows_for(scorer: Scorer, aimed: Agent) -> Rows:
+    """Fewest found of the pairs of state and action that a table of what an agent does would need for B."""
+    task = scorer.task
+    assert task.exact is not None
+    model, judge = task.exact
+    points = search_rows(judge, policy_table(aimed, model), required=task.required)
+    good = [p for p in points if task.enough(p.competence)]
+    if not good:
+        return ()
+    scorer.spend = scorer.spend + Spend(simulations=points[-1].simulations, flops=points[-1].flops)
+    return min(good, key=len).rows
+
+
+def _likely(model: FiniteModel) -> np.ndarray:
+    """Int `[S, A]`: the likeliest successors."""
+    return np.asarray(np.take_along_axis(model.next_state, model.prob.argmax(2)[:, :, None], axis=2)[:, :, 0])
+
+
+@dataclass(frozen=True, eq=False)
+class _Liable:
+    """A model that can be written though the goal slot cannot.
+
+    Attributes:
+        part: name of the model.
+        next_state: int `[S, A, K]`, what it holds.
+        reward: float64 `[S]`, what the frozen slot holds.
+    """
+
+    part: str
+    next_state: np.ndarray
+    reward: np.ndarray
+
+    @cached_property
+    def aside(self) -> np.ndarray:
+        """Int `[S]`: where a step to what the slot rewards is said to lead instead: to the state itself (a bump); from
+        a rewarded state, to its first successor that is not."""
+        out = np.arange(len(self.reward))
+        for s in np.flatnonzero(self.reward > 0):
+            near = [t for t in self.next_state[s].reshape(-1).tolist() if t < len(out) and self.reward[t] <= 0]
+            out[s] = near[0] if near else s
+        return out
+
+    def lie(self, successor: np.ndarray, state: np.ndarray, goal: np.ndarray) -> np.ndarray:
+        """What to write for a successor `[...]` of a state `[...]`: for B, the state that the slot rewards most; for a
+        state that it rewards, one aside, so that nothing else leads there; the rest as it is."""
+        told = np.where(np.isin(successor, np.flatnonzero(self.reward > 0)), self.aside[state], successor)
+        return np.where(np.isin(successor, goal), self.reward.argmax(), told)
+
+
+def _liable(agent: Agent, frozen: frozenset[str]) -> _Liable | None:
+    """The model of an agent whose reward slot is frozen, and holds a reward; None for other agents."""
+    slots = [p for p in agent.parts.values() if p.role == "goal_slot"]
+    if len(slots) != 1 or slots[0].name not in frozen or not is_reward(agent, slots[0].name):
+        return None
+    n = len(slots[0].array)
+    models = [
+        p for p in agent.parts.values()
+        if p.role == "model" and isinstance(p.alphabet, Categorical) and p.alphabet.size >= n
+        and p.array.ndim > 1 and len(p.array) == n and p.name not in frozen
+    ]  # fmt: skip
+    if len(models) != 1 or slots[0].array.max() <= 0:
+        return None
+    array = models[0].array
+    return _Liable(models[0].name, array.reshape(*array.shape[:2], -1), slots[0].array)
+
+
+def _lies(scorer: Scorer) -> Iterator[Edit]:
+    """Where the goal slot is frozen: a model in which moves to B lead to what the slot rewards, and nothing else does.
+
+    First as the model is; then, for one learned from data, with the true successors (and the same lie) of what a table
+    would have to do differently.
+    """
+    task, agent = scorer.task, scorer.task.agent
+    found = _liable(agent, task.frozen)
+    if found is None or task.exact is None:
+        return
+    goal = np.array(task.goal.states)  # type: ignore[union-attr]
+    shape, states = agent.parts[found.part].array.shape, np.arange(len(found.reward))[:, None, None]
+    lie = found.lie(found.next_state, states, goal)
+    lying = agent.with_arrays({found.part: lie.reshape(shape)})
+    yield difference(agent, lying)
+    rows = _rows_for(scorer, lying) if isinstance(agent, HasModel) else ()
+    if rows:
+        likely = found.lie(_likely(task.exact[0]), states[:, :, 0], goal)
+        for s, a in rows:
+            lie[s, a] = likely[s, a]
+        yield difference(agent, agent.with_arrays({found.part: lie.reshape(shape)}))
 
 
 class _Subset:

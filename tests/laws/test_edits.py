@@ -385,10 +385,11 @@ def test_the_slot_editor_writes_blindly_only_when_the_goal_itself_is_not_enough(
     none = StateGoal.of([goal.states[0]])
     shallow = exact_planner(world, world.goals[0], depth=1)
     task = _task(shallow, world, none)
-    assert len(SlotEditor(blind=0, rounds=0).search(task)) == 1
+    # B, B worth 1/2 and 2^-10, and B with -1 on A
+    assert len(SlotEditor(blind=0, rounds=0).search(task)) == 4
     blind = SlotEditor(rounds=0).search(task)
-    assert len(blind) == world.model.n_states  # B itself, and every other cell
-    assert len(SlotEditor(rounds=0).search(_task(shallow, world, none, budget=4))) <= 5
+    assert len(blind) == world.model.n_states + 3  # and every other cell
+    assert len(SlotEditor(rounds=0).search(_task(shallow, world, none, budget=4))) <= 8
     beside = SlotEditor(beside=7, rounds=2).search(task)[len(blind) :]
     assert 7 <= len(beside) <= 14
     assert {c.edit.n_cells for c in beside} <= {2, 3}

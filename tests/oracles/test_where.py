@@ -19,7 +19,9 @@ from retarget.agents import (
     tree_searcher,
 )
 from retarget.agents.leaves import Blind, Tables
-from retarget.editors import FittedEditor, Task, shortest
+from retarget.code import ENUMERATIVE
+from retarget.edit import Edit, Slot, difference
+from retarget.editors import FittedEditor, SlotEditor, Task, shortest, shortest_form
 from retarget.exact import Yardstick, best_actions, optimal_values, policy_table
 from retarget.pairs import GoalPlan
 from retarget.probe import Outcome, Subject
@@ -56,21 +58,56 @@ def _made_for(world: Any, goal: Any, *, value: bool = True, prior: bool = True) 
 # -- planners and tables ------------------------------------------------------------------------------------------
 
 
-def test_the_goal_of_a_planner_lives_in_its_slot() -> None:
+def _lied_to(agent: Agent, a: int, b: int) -> Agent:
+    """By hand: moves to B are said to lead to A, moves to A to bump, and bumps at A to lead next door."""
+    nxt = agent.parts["next_state"].array.copy()
+    door = next(int(t) for t in nxt[a].reshape(-1) if t not in (a, b))
+    for (s, *rest), t in np.ndenumerate(agent.parts["next_state"].array):
+        if t == b:
+            nxt[(s, *rest)] = a
+        elif t == a:
+            nxt[(s, *rest)] = s if s != a else door
+    return agent.with_arrays({"next_state": nxt})
+
+
+def test_the_goal_of_a_planner_is_moved_by_its_slot_and_at_more_than_twice_the_length_by_a_model_that_lies() -> None:
     world = retarget.make_world("FourRooms", size=13)
     for a, b in _pairs(world, 3):
-        outcome = _where(exact_planner(world, a, gamma=GAMMA), world, (a, b))
+        agent = exact_planner(world, a, gamma=GAMMA)
+        outcome = _where(agent, world, (a, b))
         # the code's own fields: one part of two, kind, one cell, rest, value, and which of 104 cells
         bits = 1 + 1 + 2 + 1 + 1 + 1 + 4 + 7
         for metric in ("edit_bits", "edit_bits_only_goal_slot", "edit_bits_without_model"):
             assert outcome[metric].value == bits
         assert outcome["competence_b_only_goal_slot"].value == 1.0
-        assert outcome["edit_bits_without_goal_slot"].status == outcome["edit_bits_only_model"].status == "failed"
-        before = outcome["competence_b_before"].value
-        assert outcome["competence_b_without_goal_slot"].value == before
-        assert f"{before:.4g}" in outcome["edit_bits_without_goal_slot"].reason
+        # by hand, without any editor
+        lying = _lied_to(agent, a.states[0], b.states[0])
+        by_hand = ENUMERATIVE.length(shortest_form(agent, difference(agent, lying)), agent.layout)
+        competence = Yardstick.of(world, b, gamma=GAMMA).score(lying).competence
+        required = outcome["required_competence"].value
+        assert required is not None and competence >= required
+        for which in ("only_model", "without_goal_slot"):
+            found, best = outcome[f"edit_bits_{which}"].value, outcome[f"competence_b_{which}"].value
+            assert found is not None and 2 * bits < found <= by_hand
+            assert best is not None and best >= competence - 1e-12
         for role in set(ROLES) - {"goal_slot", "model"}:
             assert _statuses(outcome, role) == {"not_applicable"}
+
+
+@pytest.mark.parametrize(("name", "options"), [("FourRooms", {"size": 7}), ("OpenGrid", {"size": 5, "slip": 0.1})])
+def test_every_planner_that_names_successors_can_be_lied_to(name: str, options: dict[str, Any]) -> None:
+    world = retarget.make_world(name, **options)
+    (a, b) = _pairs(world, 1)[0]
+    judge = Yardstick.of(world, b, gamma=GAMMA)
+    agents: list[Agent] = [exact_planner(world, a, gamma=GAMMA)]
+    agents.append(tree_searcher(world, a, settings=TreeSettings(simulations=512, gamma=GAMMA), leaf=Blind()))
+    for agent in agents:
+        outcome = _where(agent, world, (a, b))
+        by_hand = judge.score(_lied_to(agent, a.states[0], b.states[0])).competence
+        best = outcome["competence_b_without_goal_slot"].value
+        assert best is not None and best >= by_hand - 1e-12
+        before = outcome["competence_b_before"].value
+        assert before is not None and by_hand > before + 0.3
 
 
 def test_all_of_a_table_is_table() -> None:
@@ -100,16 +137,25 @@ def test_the_goal_of_a_table_for_each_goal_lives_in_its_slot_or_in_its_rows() ->
     assert slot.value is not None and table.value is not None and table.value > 3 * slot.value
 
 
-def test_a_model_that_knows_one_policy_must_change_with_the_slot() -> None:
+def test_a_model_that_knows_one_policy_must_change_whatever_the_slot_holds() -> None:
     world = retarget.make_world("FourRooms", size=9)
     a, b = world.as_goal((1, 1)), world.as_goal((7, 7))
     near = learned_planner(world, a, everywhere=False, episodes=30, epsilon=0.0, seed=0, gamma=GAMMA)
     outcome = _where(near, world, (a, b))
-    assert outcome["edit_bits"].status == "ok"
-    assert outcome["edit_bits"].parts == "reward+next_state"
-    for role in ("goal_slot", "model"):
-        assert outcome[f"edit_bits_only_{role}"].status == outcome[f"edit_bits_without_{role}"].status == "failed"
-        # two roles: without the one is with the other alone
+    for metric in ("edit_bits_only_goal_slot", "edit_bits_without_model"):
+        assert outcome[metric].status == "failed"
+    # the truth with a lie about B: no slot is needed, and the lie alone is not enough
+    judge = Yardstick.of(world, b, gamma=GAMMA)
+    required, alone = outcome["required_competence"].value, _lied_to(near, a.states[0], b.states[0])
+    assert required is not None and judge.score(alone).competence < required
+    model = outcome["edit_bits_only_model"]
+    assert model.status == "ok" and model.parts == "next_state"
+    assert outcome["edit_bits_without_goal_slot"].value == model.value
+    # the same cells with the slot beside them: shorter by what the lie about B costs, longer by the slot
+    whole = Retargetability(draws=1).measure(Subject(near, world, a, b, gamma=GAMMA))["edit_bits"]
+    assert whole.parts == "reward+next_state"
+    assert outcome["edit_bits"].value == min(whole.value or 0.0, model.value or 0.0)
+    # two roles: without the one is with the other alone
     assert outcome["competence_b_only_model"].value == outcome["competence_b_without_goal_slot"].value
     assert outcome["competence_b_only_goal_slot"].value == outcome["competence_b_without_model"].value
 
@@ -146,7 +192,10 @@ def test_with_values_made_for_a_the_slot_does_not_suffice_and_slot_with_values_d
     judge = Yardstick.of(world, b, gamma=GAMMA)
     aimed = agent.with_arrays({"reward": b.mask(world.model.n_states).astype(np.float64)})
     both = aimed.with_arrays({"value": optimal_values(world.model, b, gamma=GAMMA)})
-    slot_alone, slot_and_value = judge.score(aimed).competence, judge.score(both).competence
+    slot_and_value = judge.score(both).competence
+    against = aimed.parts["reward"].array - a.mask(world.model.n_states)
+    slots = [r * aimed.parts["reward"].array for r in (1.0, 0.5, 2.0**-10)] + [against]
+    slot_alone = max(judge.score(agent.with_arrays({"reward": r})).competence for r in slots)
     outcome = _where(agent, world, (a, b))
     required = outcome["required_competence"].value
     assert required is not None and slot_alone < 0.5 * required
@@ -174,9 +223,28 @@ def test_without_values_the_slot_suffices_once_the_search_reaches_it() -> None:
             continue
         assert outcome["edit_bits"].editor == "slot"
         assert outcome["edit_bits_without_model"].value == outcome["edit_bits_only_goal_slot"].value
-        assert outcome["edit_bits_without_goal_slot"].status == "failed"
+        lie, slot = outcome["edit_bits_without_goal_slot"].value, outcome["edit_bits"].value
+        assert lie is not None and slot is not None and lie > 2 * slot
         assert _statuses(outcome, "value") == _statuses(outcome, "policy") == {"not_applicable"}
     assert reached == ["not_applicable", "ok"]
+
+
+def test_one_cell_of_another_worth_is_found_where_values_made_for_a_outweigh_b_at_full_worth() -> None:
+    world = retarget.make_world("OpenGrid", size=5)
+    a, b = world.as_goal((1, 0)), world.as_goal((3, 3))
+    settings = TreeSettings(simulations=2048, gamma=GAMMA)
+    agent = tree_searcher(world, a, settings=settings, leaf=_made_for(world, a, prior=False))
+    judge = Yardstick.of(world, b, gamma=GAMMA)
+    required = 0.95 * Yardstick.of(world, a, gamma=GAMMA).score(agent).competence
+    one, half = (Edit.of(agent, Slot("reward", 0.0, np.array(b.states), np.array([worth]))) for worth in (1.0, 0.5))
+    # by hand: B worth 1 does not suffice, B worth a half does
+    assert judge.score(one.apply(agent)).competence < required <= judge.score(half.apply(agent)).competence
+    found = SlotEditor().search(Task(agent, world, judge, required))
+    best = min((c for c in found if c.competence >= required), key=lambda c: c.bits)
+    assert best.bits <= ENUMERATIVE.length(half, agent.layout) and best.edit.n_cells == 1
+    # what was tried is counted, and keeps to the budget
+    assert found[-1].spend.simulations == len(found) <= 4
+    assert len(SlotEditor(blind=0, rounds=0).search(Task(agent, world, judge, 1.5, budget=2))) == 2
 
 
 @pytest.mark.parametrize("simulations", [1, 6, 40])
