@@ -199,3 +199,70 @@ def test_seeds_can_be_changed_and_are_checked() -> None:
     assert study.with_seeds([7]).seeds == (7,)
     with pytest.raises(StudyError, match="named twice"):
         study.with_seeds([7, 7])
+
+
+# -- options of searches --------------------------------------------------------------------------------------------
+
+_SEARCH = """\
+name = "s"
+seeds = [0]
+goal_pairs = 2
+
+[[worlds]]
+id = "OpenGrid"
+size = 5
+
+[[probes]]
+id = "robustness"
+
+[[agents]]
+"""
+
+
+@pytest.mark.parametrize(
+    ("agent", "message"),
+    [
+        ('id = "tree_search"\nexploration = inf', "line 14: exploration of agent 'tree_search' must be a finite"),
+        ('id = "tree_search"\nexploration = nan', "line 14: exploration of agent 'tree_search' must be a finite"),
+        ('id = "tree_search"\nmethod = "gumbel"\nbackup = "max"', "'gumbel' and backup='max'.* exclude each other"),
+        ('id = "tree_search"\nmethod = ["puct", "gumbel"]\nbackup = "max"', "'gumbel' and backup='max'.* exclude"),
+        ('id = "tree_search"\nrollout_steps = 5', "matters with leaf='rollouts' only, and leaf is 'none'; set that or"),
+        ('id = "tree_search"\nepsilon = 0.5', "matters with model='near' only, and model is 'exact'"),
+        ('id = "tree_search"\nepisodes = 5', "matters with model='near' or model='everywhere' only"),
+        ('id = "tree_search"\nmethod = "gumbel"\nexploration = 2.0', "matters with method='puct' only"),
+        ('id = "mc_aixi"\nepsilon = 0.5', "matters with data='near' only"),
+        ('id = "network_model"\nepsilon = 0.5', "matters with data='near' only"),
+        ('id = "learned_planner"\nepsilon = 0.5', "matters with data='near' only"),
+        ('id = "alphazero"\niterations = 100000000', "iterations of agent 'alphazero' must be at most 10000, got"),
+        ('id = "network_model"\nepisodes = 100000000', "episodes of agent 'network_model' must be at most"),
+        ('id = "mc_aixi"\ncycles = 1000000000', "cycles of agent 'mc_aixi' must be at most"),
+        ('id = "path_planner"\ndepth = 1000000000', "depth of agent 'path_planner' must be at most"),
+    ],
+)
+def test_options_of_searches_are_refused_when_the_study_is_read(agent: str, message: str) -> None:
+    with pytest.raises(StudyError, match=message) as caught:
+        parse_study(_SEARCH + agent + "\n")
+    assert "\n" not in str(caught.value) and "line 1" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "agent",
+    [
+        'id = "tree_search"\nleaf = ["none", "rollouts"]\nrollout_steps = 5',
+        'id = "tree_search"\nmodel = ["exact", "near"]\nepsilon = 0.5',
+        'id = "tree_search"\nmethod = "gumbel"\nbackup = "mean"',
+        'id = "learned_planner"\ndata = ["near", "everywhere"]\nepsilon = 0.5',
+    ],
+)
+def test_an_option_that_a_part_of_a_list_listens_to_is_fine(agent: str) -> None:
+    assert parse_study(_SEARCH + agent + "\n").agents
+
+
+def test_a_world_too_large_for_a_table_of_predictions_is_not_applicable() -> None:
+    from retarget.catalogue import AgentSpec, NotApplicableHere, Recipe, build_agent
+    from retarget.study.cells import world_of
+
+    world = world_of(WorldSpec.of("OpenGrid", size=23))
+    assert world.model.n_states == 529  # type: ignore[attr-defined]
+    with pytest.raises(NotApplicableHere, match=r"at most 512 states; OpenGrid\(size=23\) has 529"):
+        build_agent(AgentSpec.of("mc_aixi"), Recipe(world, world.goals[0], 0, 0.95))

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from retarget.bayes.kernels import Nodes
 
 
+#: Bits that a context may have: the paper's longest are below 100.
+MOST_DEPTH = 10_000
+
+
 def log_half_sum(x: float, y: float) -> float:
     """`log((e^x + e^y) / 2)`, without overflow.
 
@@ -135,6 +139,8 @@ class Coding:
     depth: int
 
     def __post_init__(self) -> None:
+        if self.depth > MOST_DEPTH:
+            raise RetargetError(f"depth of a context is at most {MOST_DEPTH} bits, got {self.depth}; take fewer")
         if min(self.action_bits, self.observation_bits, self.reward_bits, self.depth) < 0 or self.percept_bits == 0:
             raise RetargetError(
                 f"a coding needs at least one percept bit and no negative widths, got {self.observation_bits} "

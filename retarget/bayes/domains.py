@@ -19,6 +19,9 @@ from retarget.agent import own
 from retarget.bayes.ctw import Coding
 from retarget.errors import WorldError, unknown
 
+#: Walks of one decision, at most: a search keeps a node for each.
+MOST_SIMULATIONS = 1_000_000
+
 #: (probability, next state, observation, reward) of one thing that may happen.
 Happening = tuple[float, int, int, int]
 

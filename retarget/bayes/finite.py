@@ -15,7 +15,9 @@ import math
 import numba
 import numpy as np
 
+from retarget.bayes.domains import MOST_SIMULATIONS
 from retarget.bayes.rho_uct import drawn
+from retarget.errors import RetargetError
 from retarget.kernels import mix, unit
 
 _LOG_HALF = math.log(0.5)
@@ -261,7 +263,7 @@ def plan_state(
 
 
 @numba.njit(cache=True)
-def plan_all(
+def _plan_all(
     prob: np.ndarray, reward: np.ndarray, gamma: float, simulations: int, horizon: int, bonus: float, word: np.uint64
 ) -> tuple[np.ndarray, int]:
     """ρUCT from every state. Returns mean returns float64 `[S, A]` and steps simulated in all."""
@@ -283,7 +285,7 @@ def plan_all(
 
 
 @numba.njit(cache=True)
-def act_and_count(
+def _act_and_count(
     next_state: np.ndarray, cumulative_world: np.ndarray, goal: np.ndarray, starts: np.ndarray, reward: np.ndarray,
     counts: np.ndarray, cycles: int, episode: int, epsilon: float, decay: float, refresh: int, gamma: float,
     simulations: int, horizon: int, bonus: float, state_bits: int, action_bits: int, word: np.uint64,
@@ -332,3 +334,34 @@ def act_and_count(
         if goal[state]:
             left = 0
     return searched
+
+
+def plan_all(
+    prob: np.ndarray, reward: np.ndarray, gamma: float, simulations: int, horizon: int, bonus: float, word: np.uint64
+) -> tuple[np.ndarray, int]:
+    """ρUCT from every state. Returns mean returns float64 `[S, A]` and steps simulated in all.
+
+    Raises:
+        RetargetError: for more simulations than a tree has room for; nothing has been made then.
+    """
+    _check_simulations(simulations)
+    return _plan_all(prob, reward, gamma, simulations, horizon, bonus, word)
+
+
+def act_and_count(*arguments: object) -> int:
+    """As `_act_and_count`, whose arguments these are, in its order; simulations are looked at first.
+
+    Raises:
+        RetargetError: for more simulations than a tree has room for; nothing has been made then.
+    """
+    _check_simulations(arguments[_SIMULATIONS_AT])
+    return _act_and_count(*arguments)
+
+
+#: Where `simulations` stands among the arguments of `_act_and_count`.
+_SIMULATIONS_AT = 12
+
+
+def _check_simulations(simulations: int) -> None:
+    if simulations > MOST_SIMULATIONS:
+        raise RetargetError(f"simulations of a decision are at most {MOST_SIMULATIONS}, got {simulations}; take fewer")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from retarget.bayes.ctw import Coding
-from retarget.bayes.domains import Domain
+from retarget.bayes.domains import MOST_SIMULATIONS, Domain
 from retarget.bayes.solve import Solution, solve
 from retarget.errors import RetargetError
 from retarget.rng import stream, word
@@ -45,6 +45,9 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "evaluation_simulations": 4000, "evaluation": 500,
     },
 }  # fmt: skip
+
+#: Counts beyond these would take all memory before anything is found.
+MOST_CYCLES, MOST_HORIZON = 10_000_000, 10_000
 
 #: Cycles between looks at how much memory is left.
 _CHUNK = 64
@@ -208,10 +211,12 @@ def learn(
     s = domain.settings
     eps, dec = s.epsilon if epsilon is None else epsilon, s.decay if decay is None else decay
     ahead = s.horizon if horizon is None else horizon
-    for what, n in (("cycles", cycles), ("simulations", simulations), ("evaluation", evaluation), ("horizon", ahead),
-                    ("evaluation_simulations", evaluation_simulations or 1)):  # fmt: skip
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise RetargetError(f"{what} must be a whole number of at least 1, got {n!r}")
+    _check_counts(
+        cycles=(cycles, MOST_CYCLES), evaluation=(evaluation, MOST_CYCLES), horizon=(ahead, MOST_HORIZON),
+        simulations=(simulations, MOST_SIMULATIONS),
+        evaluation_simulations=(simulations if evaluation_simulations is None else evaluation_simulations,
+                                MOST_SIMULATIONS),
+    )  # fmt: skip
     if not (0 <= eps <= 1 and 0 <= dec <= 1 and bonus >= 0):
         raise RetargetError(f"epsilon and decay must lie in [0, 1] and bonus above 0, got {eps!r}, {dec!r}, {bonus!r}")
     begin = time.perf_counter()
@@ -243,7 +248,14 @@ def evaluate(
         solution: of the domain with these rewards, for what is given away.
         simulations: of one decision; as in learning without.
         seed: names the random numbers; the one of learning without.
+
+    Raises:
+        RetargetError: for counts out of range, or rewards that do not fit.
     """
+    _check_counts(
+        cycles=(cycles, MOST_CYCLES),
+        simulations=(learned.simulations if simulations is None else simulations, MOST_SIMULATIONS),
+    )
     changed = replace(
         learned,
         simulations=learned.simulations if simulations is None else simulations,
@@ -257,6 +269,13 @@ def evaluate(
         return Average(mean, error, cycles)
     lost, lost_error = batch_mean(solution.given_away(after.actions, after.percepts)[n:])
     return Average(mean, error, cycles, lost, lost_error)
+
+
+def _check_counts(**counts: tuple[object, int]) -> None:
+    """Raise RetargetError unless each count, given with the most it may be, is a whole number from 1 to that."""
+    for what, (n, most) in counts.items():
+        if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= most:
+            raise RetargetError(f"{what} must be a whole number from 1 to {most}, got {n!r}")
 
 
 def batch_mean(values: np.ndarray, *, batches: int = 30) -> tuple[float, float]:

@@ -8,7 +8,9 @@ from retarget.catalogue.entries import (
     Recipe,
     build_agent,
     catalogue,
+    check_heard,
     check_spec,
+    check_together,
 )
 
 __all__ = [
@@ -19,5 +21,7 @@ __all__ = [
     "Recipe",
     "build_agent",
     "catalogue",
+    "check_heard",
     "check_spec",
+    "check_together",
 ]

@@ -102,10 +102,13 @@ ENTRIES = (
                     "data": Option(
                         "everywhere", "'near' one policy's data, or 'everywhere'", choices=("near", "everywhere")
                     ),
-                    "episodes": Option(200, "episodes of data, each from a random start", low=1),
+                    "episodes": Option(
+                        200, "episodes of data, each from a random start", low=1, high=searchers.MOST_EPISODES
+                    ),
                     "epsilon": Option(0.05, "share of random actions in near data", low=0, high=1),
                 },
                 _learned_planner,
+                heard={"epsilon": ("data", ("near",))},
             ),
         )
     }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from retarget.agent import Agent
 from retarget.errors import StudyError, nearest, unknown
@@ -40,6 +41,8 @@ class Option:
                 f"{name} of agent {agent!r} must be {one_of}{known}, got {value!r}{nearest(value, self.choices)}"
             )
         if isinstance(value, (int, float)) and not isinstance(value, bool):
+            if not math.isfinite(value):
+                raise StudyError(f"{name} of agent {agent!r} must be a finite number, got {value}")
             if self.low is not None and not value >= self.low:
                 raise StudyError(f"{name} of agent {agent!r} must be at least {self.low:g}, got {value}")
             if self.high is not None and not value <= self.high:
@@ -75,12 +78,23 @@ class NotApplicableHere(Exception):  # noqa: N818 - an answer, not an error
 
 @dataclass(frozen=True)
 class AgentEntry:
-    """A kind of agent: its id, one line about it, its options, and how to build it."""
+    """A kind of agent: its id, one line about it, its options, and how to build it.
+
+    Attributes:
+        heard: options that matter only under some values of another one: option to (the other, those values).
+        clashes: pairs of values that exclude each other: ((option, value), (option, value)).
+    """
 
     id: str
     summary: str
     options: Mapping[str, Option]
     build: Callable[..., Agent]
+    heard: Mapping[str, tuple[str, tuple[object, ...]]] = field(default_factory=dict)
+    clashes: tuple[tuple[tuple[str, object], tuple[str, object]], ...] = ()
+
+    def complete(self, options: Iterable[tuple[str, object]]) -> dict[str, object]:
+        """The options given, with the defaults of the others."""
+        return {name: option.default for name, option in self.options.items()} | dict(options)
 
 
 @dataclass(frozen=True)
@@ -130,6 +144,44 @@ def check_spec(spec: AgentSpec) -> None:
         entries[spec.id].options[name].check(spec.id, name, value)
 
 
+def check_together(spec: AgentSpec) -> None:
+    """Raise StudyError where options that are sound one by one exclude each other.
+
+    >>> check_together(AgentSpec.of("tree_search", method="gumbel", backup="max"))
+    Traceback (most recent call last):
+    ...
+    retarget.errors.StudyError: method='gumbel' and backup='max' of agent 'tree_search' exclude each other; drop one
+    """
+    entry = catalogue()[spec.id]
+    given = entry.complete(spec.options)
+    for (a, x), (b, y) in entry.clashes:
+        if given[a] == x and given[b] == y:
+            raise StudyError(f"{a}={x!r} and {b}={y!r} of agent {spec.id!r} exclude each other; drop one")
+
+
+def check_heard(specs: Iterable[AgentSpec]) -> None:
+    """Raise StudyError for an option that none of the agents listens to (agents of one kind and the same options).
+
+    >>> check_heard([AgentSpec.of("tree_search", rollout_steps=8)])
+    Traceback (most recent call last):
+    ...
+    retarget.errors.StudyError: rollout_steps of agent 'tree_search' matters with leaf='rollouts' only, and leaf is \
+'none'; set that or drop rollout_steps
+    >>> check_heard([AgentSpec.of("tree_search", leaf=leaf, rollout_steps=8) for leaf in ("none", "rollouts")])
+    """
+    several = list(specs)
+    entry = catalogue()[several[0].id]
+    for name in dict(several[0].options):
+        other, values = entry.heard.get(name, ("", ()))
+        found = [entry.complete(spec.options)[other] for spec in several] if other else []
+        if found and not any(value in values for value in found):
+            wanted = " or ".join(f"{other}={value!r}" for value in values)
+            raise StudyError(
+                f"{name} of agent {entry.id!r} matters with {wanted} only, and {other} is {found[0]!r}; "
+                f"set that or drop {name}"
+            )
+
+
 def _like(default: object) -> tuple[type, ...]:
     return (int, float) if isinstance(default, float) else (type(default),)
 
@@ -144,7 +196,7 @@ def build_agent(spec: AgentSpec, recipe: Recipe) -> Agent:
     from retarget.agents.compiled import compile_policy
 
     check_spec(spec)
+    check_together(spec)
     entry = catalogue()[spec.id]
-    options = {name: option.default for name, option in entry.options.items()} | dict(spec.options)
-    agent = entry.build(recipe, **options)
+    agent = entry.build(recipe, **entry.complete(spec.options))
     return compile_policy(agent, recipe.finite()[0]) if spec.compiled else agent

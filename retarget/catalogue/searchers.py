@@ -23,6 +23,9 @@ from retarget.world import FiniteWorld
 _trained: OrderedDict[str, TreeSearcher] = OrderedDict()
 KEPT = 16
 
+#: Counts beyond these would run for days: whoever writes one has slipped.
+MOST_EPISODES, MOST_CYCLES, MOST_ROUNDS, MOST_DEPTH = 1_000_000, 10_000_000, 10_000, 1_000_000
+
 _SIMULATIONS = Option(64, "walks of one decision", low=1, high=MOST_SIMULATIONS)
 _DATA = ("near", "everywhere")
 
@@ -106,9 +109,14 @@ def _network_model(recipe: Recipe, *, data: str, episodes: int, epsilon: float, 
 
 
 def _mc_aixi(recipe: Recipe, *, data: str, cycles: int, simulations: int, horizon: int, epsilon: float) -> Agent:
-    from retarget.agents.bayes import mc_aixi
+    from retarget.agents.bayes import MOST_STATES, mc_aixi
 
     world, goal = recipe.finite()
+    if world.model.n_states > MOST_STATES:
+        raise NotApplicableHere(
+            f"its predictions are a table [S, A, S] of at most {MOST_STATES} states; {world.spec_data.label} has "
+            f"{world.model.n_states}"
+        )
     return mc_aixi(
         world, goal, cycles=cycles, simulations=simulations, horizon=horizon, gamma=recipe.gamma, epsilon=epsilon,
         seed=recipe.seed, everywhere=data == "everywhere",
@@ -139,10 +147,17 @@ ENTRIES = {
                     "'exact', or learned from data 'near' one policy or 'everywhere'",
                     choices=("exact", *_DATA),
                 ),
-                "episodes": Option(200, "episodes of data, each from a random start", low=1),
+                "episodes": Option(200, "episodes of data, each from a random start", low=1, high=MOST_EPISODES),
                 "epsilon": Option(0.05, "share of random actions in near data", low=0, high=1),
             },
             _tree_search,
+            heard={
+                "rollout_steps": ("leaf", ("rollouts",)),
+                "exploration": ("method", ("puct",)),
+                "episodes": ("model", _DATA),
+                "epsilon": ("model", ("near",)),
+            },
+            clashes=((("method", "gumbel"), ("backup", "max")),),
         ),
         AgentEntry(
             "alphazero",
@@ -155,7 +170,7 @@ ENTRIES = {
                     choices=("trained", "even"),
                 ),
                 "training_simulations": Option(32, "walks of one decision in training", low=1, high=4096),
-                "iterations": Option(30, "rounds of acting and fitting", low=0),
+                "iterations": Option(30, "rounds of acting and fitting", low=0, high=MOST_ROUNDS),
                 "hidden": Option(64, "width of the hidden layer", low=1, high=4096),
             },
             _alphazero,
@@ -165,7 +180,7 @@ ENTRIES = {
             "search for the best path over the true model",
             {
                 "method": Option("bfs", "bfs, astar or deepening", choices=("bfs", "astar", "deepening")),
-                "depth": Option(0, "steps that it looks ahead; 0 for no limit", low=0),
+                "depth": Option(0, "steps that it looks ahead; 0 for no limit", low=0, high=MOST_DEPTH),
             },
             _path_planner,
         ),
@@ -174,7 +189,7 @@ ENTRIES = {
             "value iteration over a model that a network learned: it says some successor also where it saw none",
             {
                 "data": Option("everywhere", "'near' one policy's data, or 'everywhere'", choices=_DATA),
-                "episodes": Option(200, "episodes of data, each from a random start", low=1),
+                "episodes": Option(200, "episodes of data, each from a random start", low=1, high=MOST_EPISODES),
                 "epsilon": Option(0.05, "share of random actions in near data", low=0, high=1),
                 "hidden": Option(64, "width of the hidden layer", low=1, high=4096),
                 "features": Option(
@@ -184,6 +199,7 @@ ENTRIES = {
                 ),
             },
             _network_model,
+            heard={"epsilon": ("data", ("near",))},
         ),
         AgentEntry(
             "mc_aixi",
@@ -194,12 +210,13 @@ ENTRIES = {
                     "acts for its goal while it learns ('near'), or at random ('everywhere')",
                     choices=_DATA,
                 ),
-                "cycles": Option(100_000, "actions taken while it learns", low=0),
+                "cycles": Option(100_000, "actions taken while it learns", low=0, high=MOST_CYCLES),
                 "simulations": Option(4096, "walks of one decision", low=1, high=MOST_SIMULATIONS),
                 "horizon": Option(64, "steps that it looks ahead", low=1, high=1000),
                 "epsilon": Option(0.999, "share of random actions at the start; it falls as it learns", low=0, high=1),
             },
             _mc_aixi,
+            heard={"epsilon": ("data", ("near",))},
         ),
     )
 }

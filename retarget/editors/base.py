@@ -29,8 +29,12 @@ TOLERANCE = 1e-9
 #: Candidates that are tried on other starts, or with other random numbers, the shortest first.
 MOST_CHECKED = 64
 
-#: Seeds that finalists are tried with first, and those that must confirm it, where an agent draws random numbers.
+#: Seeds that finalists are tried with first, and those that they are tried with after, where an agent draws numbers.
 SCREENED, CONFIRMED = 5, 15
+
+
+#: Standard errors of the first seeds' mean by which an edit must be short to be given up.
+_CLEARLY = 3.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,20 +63,31 @@ class Draws:
         return cls(agent, own, judge, level, tuple(word(seed, "draws", purpose, i) for i in range(n)))
 
     @cached_property
-    def stages(self) -> tuple[Draws, Draws]:
-        """With the first few seeds, and with the others: many edits are tried with the same seeds, so that one that
-        just passes must do so twice."""
-        return replace(self, seeds=self.seeds[:SCREENED]), replace(self, seeds=self.seeds[SCREENED:])
+    def screen(self) -> Draws:
+        """With the first few seeds: what is clearly short of the requirement needs no more."""
+        return replace(self, seeds=self.seeds[:SCREENED])
+
+    @cached_property
+    def rest(self) -> Draws:
+        """With the others."""
+        return replace(self, seeds=self.seeds[SCREENED:])
 
     def holds(self, edited: Agent) -> tuple[bool, Spend]:
-        """Whether an edited agent meets the requirement in both stages, and what it took to tell."""
-        spent = Spend()
-        for stage in self.stages:
-            found = stage.score(edited)
-            spent = spent + Spend(simulations=found.n, flops=found.flops)
-            if found.competence < stage.required - TOLERANCE:
-                return False, spent
-        return True, spent
+        """Whether an edited agent meets the requirement, as its mean over all seeds, and what it took to tell.
+
+        It is given up after the first seeds where they are clearly short of it: by more than three standard errors.
+        """
+        first = self.screen.score(edited)
+        spent = Spend(simulations=first.n, flops=first.flops)
+        wide = 0.0 if first.ci_high is None else (first.ci_high - first.competence) * _CLEARLY / 1.96
+        high = first.competence + wide
+        if high < self.screen.required - TOLERANCE:
+            return False, spent
+        more = self.rest.score(edited)
+        spent = spent + Spend(simulations=more.n, flops=more.flops)
+        n, m = len(self.screen.seeds), len(self.rest.seeds)
+        required = (n * self.screen.required + m * self.rest.required) / (n + m)
+        return (n * first.competence + m * more.competence) / (n + m) >= required - TOLERANCE, spent
 
     @cached_property
     def required(self) -> float:

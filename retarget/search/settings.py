@@ -69,14 +69,18 @@ class TreeSettings:
             if getattr(self, name) not in get_args(kinds):
                 known = ", ".join(get_args(kinds))
                 raise AgentError(f"{name} of a search must be one of {known}, got {getattr(self, name)!r}")
-        if not 0 < self.gamma <= 1:
+        if not _is_number(self.gamma) or not 0 < self.gamma <= 1:
             raise AgentError(f"gamma of a search must lie in (0, 1], got {self.gamma!r}")
         for name in ("exploration", "visit_scale", "value_scale", "gumbel_scale"):
             value = getattr(self, name)
-            if not (np.isfinite(value) and value >= 0):
+            if not (_is_number(value) and np.isfinite(value) and value >= 0):
                 raise AgentError(f"{name} of a search must be a finite number of at least 0, got {value!r}")
         if self.method == "gumbel" and self.backup == "max":
             raise AgentError("backup 'max' belongs to method 'puct'; take 'mean' with 'gumbel'")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, eq=False)

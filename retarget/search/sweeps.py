@@ -286,8 +286,11 @@ def _check(
             f"and {prob.shape}; make them with stack(...)"
         )
     s = nxt.shape[1]
-    if reward.shape != nxt.shape[:2] or not np.isfinite(reward).all():
-        raise WorldError(f"value iteration needs finite rewards of shape {nxt.shape[:2]}, got {reward.shape}")
+    if reward.shape != nxt.shape[:2]:
+        raise WorldError(f"value iteration needs rewards of shape {nxt.shape[:2]}, got {reward.shape}")
+    if not np.isfinite(reward).all():
+        w, bad = (int(i) for i in np.argwhere(~np.isfinite(reward))[0])
+        raise WorldError(f"the reward of state {bad} in world {w} is {reward[w, bad]}; rewards must be finite numbers")
     if nxt.min() < 0 or nxt.max() > s:
         bad = int(nxt.min() if nxt.min() < 0 else nxt.max())
         raise WorldError(f"successors must be 0 to {s} ({s} for not known), got {bad}")

@@ -67,8 +67,9 @@ def search(
         raise AgentError(f"a search needs one key for each root, got {keys.shape} for {roots.shape}")
     asked = None if evaluate is None else _checked(evaluate, model)
     if engine == "plain":
-        from retarget.search.reference import search_plain
+        from retarget.search.reference import check_memory, search_plain
 
+        check_memory(model, len(roots), settings, memory_limit_bytes)
         return search_plain(model, roots, keys, settings, asked)
     if engine == "compiled":
         from retarget.search.compiled import search_compiled
@@ -99,8 +100,12 @@ def _checked(evaluate: Evaluate, model: TreeModel) -> Evaluate:
     n_actions = model.n_actions
 
     def asked(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        value, prior = evaluate(states)
-        value, prior = np.asarray(value, dtype=np.float64), np.asarray(prior, dtype=np.float64)
+        answer = evaluate(states)
+        if not isinstance(answer, (tuple, list)) or len(answer) != 2:
+            raise AgentError(
+                f"evaluate must return two arrays, values [B] and priors [B, A], got {type(answer).__name__}"
+            )
+        value, prior = (np.asarray(x, dtype=np.float64) for x in answer)
         n, a = len(states), n_actions
         if value.shape != (n,) or prior.shape != (n, a):
             raise AgentError(

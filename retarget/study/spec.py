@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from retarget.catalogue import AgentSpec, check_spec
+from retarget.catalogue import AgentSpec, check_heard, check_spec, check_together
 from retarget.digest import canonical_json
 from retarget.errors import RetargetError, StudyError, unknown
 from retarget.study.known import check_option, check_world_id, check_world_option, probe_defaults, takes_lists
@@ -290,6 +290,7 @@ class _Reader:
                     self.at((*path, key), check_spec, AgentSpec(id, ((key, one),)))
                 choices.append([(key, one) for one in values])
             several = [choice[0][0] for choice in choices if len(choice) > 1]
+            self.check_options(path, id, choices)
             for options in product(*choices):
                 inside = ", ".join(f"{k}={v}" for k, v in sorted(options) if k in several)
                 called = f"{name} ({inside})" if name and inside else name
@@ -297,6 +298,13 @@ class _Reader:
                 self.check_new(path, agent, out)
                 out.append(agent)
         return tuple(out)
+
+    def check_options(self, path: KeyPath, id: str, choices: list[list[tuple[str, object]]]) -> None:
+        """Options are sound one by one: now together. One that a part of a list makes idle is fine."""
+        specs = [AgentSpec(id, options) for options in product(*choices)]
+        for spec in specs:
+            self.at(path, check_together, spec)
+        self.at(path, check_heard, specs)
 
     def world_names(self, path: KeyPath, given: object, worlds: set[str]) -> tuple[str, ...] | None:
         if given is None:

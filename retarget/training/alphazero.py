@@ -23,7 +23,7 @@ from retarget.goal import StateGoal
 from retarget.rng import stream
 from retarget.search import Found, TreeSettings, search
 from retarget.spend import Spend
-from retarget.training.base import Weights, not_negative, positive
+from retarget.training.base import TrainingError, Weights, not_negative, positive
 from retarget.training.fit import _quiet, _trainer
 from retarget.world import FiniteModel, FiniteWorld
 
@@ -55,6 +55,10 @@ class SelfPlay:
     concentration: float = 0.5
 
     def __post_init__(self) -> None:
+        for name in ("iterations", "episodes", "updates", "remembered"):
+            count = getattr(self, name)
+            if isinstance(count, bool) or not isinstance(count, int):
+                raise TrainingError(f"{name} of SelfPlay must be a whole number, got {count!r}")
         positive(
             "SelfPlay", rate=self.rate, episodes=self.episodes, remembered=self.remembered,
             concentration=self.concentration,
@@ -141,6 +145,12 @@ class _Play(LightningModule):
         done = len(self.history)
         reached = self._act(done)
         losses = self._fit()
+        # before the leaf is made, which would only say that a weight is no number
+        weights = [bool(torch.isfinite(p).all()) for p in self.net.parameters()]
+        if not all(weights) or not all(math.isfinite(loss) for loss in losses.values()):
+            raise TrainingError(
+                f"training diverged in round {done}: a loss or weight is not finite; lower rate={self.play.rate:g}"
+            )
         self.agent = replace(self.agent, leaf=self._leaf())
         self.history.append({"iteration": float(done), "reached": reached, **losses})
 
@@ -278,6 +288,10 @@ def train_alphazero(
     """
     torch.set_num_threads(1)  # tensors here are small: a second thread only waits
     play = SelfPlay() if play is None else play
+    if settings.rollout_steps:
+        raise AgentError(
+            f"a trained network values leaves, so rollout_steps={settings.rollout_steps} would not be heard; leave it 0"
+        )
     model = world.model
     seen = features_of(world, features)
     leaf = PolicyValue.initial(seen, n_actions=model.n_actions, hidden=tuple(hidden), seed=seed)
@@ -288,6 +302,4 @@ def train_alphazero(
     with _quiet():
         _trainer(progress, "cpu").fit(run, train_dataloaders=range(play.iterations))
     trained = replace(run.agent, starts=np.sort(starts_beside(world, goal)))
-    if not all(math.isfinite(v) for row in run.history for v in row.values()):
-        raise AgentError("training diverged: a loss is not finite; lower the rate")
     return AlphaZero(trained, run.spend, tuple(run.history))

@@ -240,6 +240,20 @@ def test_a_learned_agent_keeps_the_laws_of_agents():
     assert agent.blank(1).parts["counts"].array.sum() == 0
 
 
+def test_steps_are_charged_as_they_are_walked():
+    """Where every state ends the episode, a simulation is one step however far it may look; where only a far one does,
+    it is as many as there are at most."""
+    counts = np.ones((4, 2, 4))
+    near = [BayesPlanner(np.ones(4), counts, simulations=32, horizon=h).flops_per_action for h in (1, 64)]
+    nodes = 24 * (2 * 2**3 + 2 * 2**4)
+    assert near == [32 * (6 * 2 + 12) + nodes] * 2
+    stay = np.zeros((4, 2, 4))
+    stay[np.arange(4), :, np.arange(4)] = 1e12
+    far = BayesPlanner(np.eye(4)[3], stay, simulations=32, horizon=16)
+    # from three of four states the reward is not met; from the fourth, at the first step
+    assert far.flops_per_action == pytest.approx(32 * (3 * 16 + 1) / 4 * 24 + nodes, rel=1e-3)
+
+
 def test_without_a_goal_it_acts_uniformly_and_without_data_it_knows_nothing():
     world = retarget.make_world("OpenGrid", size=5)
     agent = mc_aixi(world, world.goal, cycles=2000, simulations=64, horizon=20, seed=0, everywhere=True)
