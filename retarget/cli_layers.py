@@ -179,9 +179,13 @@ def _language(folder: Path, ask: _Ask, prompts: _Prompts) -> None:
     console = make_console()
     out = _folder(ask.out, folder.name or "model")
     classes = _classes(prompts)
+    _warn_of_repeats(classes)
     found, compared = [], []
+    width = None
     for path in (folder, *([ask.against] if ask.against is not None else [])):
         model = _open(path, ask)
+        _check_model(model, path, ask, width)
+        width = model.sites[0].width
         found.append(_read_model(model, path, ask, prompts, classes, console))
     tables = joined([t for one in found for _, t in one])
     if len(found) == 2:
@@ -194,6 +198,42 @@ def _open(path: Path, ask: _Ask) -> Any:
     from retarget.analysis.layers.models import BridgeModel
 
     return BridgeModel.open(path, dtype=ask.dtype, device=ask.device)  # type: ignore[arg-type]
+
+
+def _check_model(model: Any, path: Path, ask: _Ask, width: int | None) -> None:
+    """Raise LayersError for a token outside the vocabulary, or a second model whose vectors have another length."""
+    from retarget.errors import LayersError
+
+    token = ask.reading.positions.token
+    if token is not None and token >= model.n_vocabulary:
+        raise LayersError(f"--positions token:{token}: {path.name!r} has tokens 0 to {model.n_vocabulary - 1}")
+    if width is not None and model.sites[0].width != width:
+        raise LayersError(
+            f"--against {path.name!r} has vectors of length {model.sites[0].width}, the first model of {width}: they cannot "
+            "be compared; read each model by itself"
+        )
+
+
+def _check_found(collected: Collected) -> None:
+    """Raise LayersError where a class has no vector at any position that was asked for."""
+    from retarget.errors import LayersError
+
+    if all(any(n >= m for n, m in zip(left, collected.n_rows, strict=True)) for left in collected.absent.values()):
+        raise LayersError(
+            f"at no position that was asked for ({', '.join(collected.positions)}) do both classes have a token; "
+            "prompts may be too short, or never have this token"
+        )
+
+
+def _warn_of_repeats(classes: dict[str, list[str]]) -> None:
+    """Prompts that stand twice make intervals too narrow; those in both classes blur what is compared."""
+    for name, prompts in classes.items():
+        if len(set(prompts)) < len(prompts):
+            words = f"note: {name!r} has {len(prompts)} prompts, {len(set(prompts))} distinct"
+            typer.echo(f"{words}; repeats make intervals and p-values too sharp", err=True)
+    first, second = list(classes.items())[:2]
+    if shared := set(first[1]) & set(second[1]):
+        typer.echo(f"note: {len(shared)} prompts stand in both {first[0]!r} and {second[0]!r}", err=True)
 
 
 def _classes(prompts: _Prompts) -> dict[str, list[str]]:
@@ -237,6 +277,7 @@ def _read_model(
         with _bar(console) as told:
             words = f"{model.label}: {inputs.contrast}"
             collected, tables = read_layers(model, inputs, ask.reading, progress=partial(told, words))
+            _check_found(collected)
             if ask.causes and behaviour is not None:
                 tables = _steered(model, tables, classes, negative, positive, ask, prompts, behaviour, told)
         out.append((collected, tables))
@@ -290,7 +331,7 @@ def _steered(
     from retarget.analysis.layers.study import find_effects
     from retarget.errors import AgentError
 
-    if min(len(classes[negative]), len(classes[positive])) < _FEWEST:
+    if min(len(set(classes[negative])), len(set(classes[positive]))) < _FEWEST:
         typer.echo(f"causes are left out: a class has fewer than {_FEWEST} prompts", err=True)
         return tables
     cut = {name: _split(classes[name], ask.reading.seed) for name in (negative, positive)}
@@ -317,12 +358,12 @@ def _unpaired(reading: Reading) -> Reading:
 
 
 def _split(prompts: list[str], seed: int) -> tuple[list[str], list[str], list[str]]:
-    """Half for directions, a quarter each to choose one and to measure it; the same whatever the model."""
-    from retarget.rng import stream
+    """Half for directions, a quarter each to choose one and to measure it: by the text of a prompt, so that one that
+    stands twice is on one side, whatever the model and the order."""
+    from retarget.rng import word
 
-    order = stream(seed, "layers_split", len(prompts)).permutation(len(prompts))
-    half, quarter = len(prompts) // 2, len(prompts) // 4
-    dealt = [prompts[i] for i in order]
+    dealt = sorted(dict.fromkeys(prompts), key=lambda p: word(seed, "layers_split", p))
+    half, quarter = len(dealt) // 2, len(dealt) // 4
     return dealt[:half], dealt[half : half + quarter][:_VALIDATION], dealt[half + quarter :][:_TEST]
 
 

@@ -208,3 +208,24 @@ def test_tables_are_joined_in_order_and_nothing_is_refused(policy) -> None:
     assert joined([one, other]).layers["model"].unique(maintain_order=True).to_list()[-1] == "other"
     with pytest.raises(LayersError, match="no tables"):
         joined([])
+
+
+def test_what_cannot_be_compared_or_found_is_refused_and_repeats_are_told(organisms: Path, tmp_path: Path) -> None:
+    first = organisms / "defector"
+    forbidden, harmless = prompts(first, "forbidden"), prompts(first, "harmless")
+    two = ["layers", first, "--positive", forbidden, "--negative", harmless, "--relabellings", 5]
+    assert "has tokens 0 to" in refused(*two, "--positions", "token:999999", "--out", tmp_path / "x")
+    # token 0 pads, and stands in no prompt
+    assert "do both classes have a token" in refused(*two, "--positions", "token:0", "--out", tmp_path / "y")
+    wide = OrganismSettings("honest", trigger="token", **(TINY | {"width": 24}))
+    train_organism(wide, progress=False, n_evaluated=4).save(tmp_path / "wide")
+    assert "vectors of length 24, the first model of 16" in refused(
+        *two, "--against", tmp_path / "wide", "--out", tmp_path / "z"
+    )
+    doubled = tmp_path / "doubled.jsonl"
+    doubled.write_text(forbidden.read_text(encoding="utf-8") + "\n" + forbidden.read_text(encoding="utf-8"), "utf-8")
+    again = ["--negative", harmless, "--no-causes", "--relabellings", 5, "--out"]
+    code, output, _ = call("layers", first, "--positive", doubled, *again, tmp_path / "d")
+    assert code == 0 and "48 prompts, 24 distinct" in output
+    code, output, _ = call("layers", first, "--positive", harmless, *again, tmp_path / "s")
+    assert code == 0 and "24 prompts stand in both" in output

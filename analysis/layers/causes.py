@@ -97,11 +97,11 @@ class Separability:
 
 @dataclass(frozen=True)
 class Effect:
-    """How far an intervention moves one class's score toward the other's: 0 not at all, 1 all the way.
+    """How far an intervention goes toward making the classes alike: 0 not at all, 1 all the way.
 
     Attributes:
-        share: (score untouched - score ablated on positive inputs), or (score added - score untouched on negative
-            ones), over the gap: untouched score on positive inputs minus that on negative ones.
+        share: for ablation, what is lost of the gap between the classes' scores, positive minus negative; for addition,
+            the rise of the score on negative inputs; each over the untouched gap.
         low, high: 95% interval.
         random: the same of random directions, on average; 0 where none were tried.
         random_high: upper end of its interval.
@@ -126,8 +126,9 @@ def verdict_of(
 ) -> tuple[Verdict | None, str | None]:
     """Whether a direction is used: (verdict, reason where there is none).
 
-    - `used`: one of the effects steers (`Effect.steers`): taking the direction out removes the behaviour, or adding it
-      causes it; by at least `least_share` of the way, and beyond what random directions do, with intervals apart.
+    - `used`: the direction can be read off (`Separability.present`), and one of the effects steers (`Effect.steers`):
+      taking it out closes the gap between the classes, or adding it takes the negative ones over; by at least
+      `least_share` of the way, and beyond what random directions do, with intervals apart.
     - `present_not_used`: the direction can be read off (`Separability.present`), and no effect steers.
     - `absent`: it cannot, and no effect steers.
     - none: an effect's interval overlaps what it is compared with, or it is not known whether it can be read off; or
@@ -143,7 +144,10 @@ def verdict_of(
     if not found:
         return None, "no intervention was measured"
     if any(f is True for f in found):
-        return "used", None
+        if present:
+            return "used", None
+        known = "it is not known whether the direction can be read off; give its separability"
+        return None, known if present is None else "it steers, though it cannot be told from sampling noise"
     if any(f is None for f in found):
         return None, "intervals overlap"
     if present is None:
@@ -333,13 +337,18 @@ class _Table:
             return "the untouched network does not score the positive inputs above the negative ones"
         if gap < LEAST_GAP_NATS:
             return f"the classes' scores differ by less than {LEAST_GAP_NATS:g} nat: there is no behaviour to steer"
-        sign = 1.0 if c == NEGATIVE else -1.0
         numbers: list[float] = []
         for kind in ("difference", "random"):
             if (name, kind) not in self.groups:
                 continue
-            moved = sign * (self.mean((name, kind), c, "score") - self.mean(plain, c, "score")) / gap
-            draws = sign * (self.drawn((name, kind), c) - self.drawn(plain, c)) / gaps
+            if c == NEGATIVE:
+                moved = (self.mean((name, kind), c, "score") - self.mean(plain, c, "score")) / gap
+                draws = (self.drawn((name, kind), c) - self.drawn(plain, c)) / gaps
+            else:
+                # what is lost on both sides alike is damage, not removal: it is the gap that has to close
+                left = self.mean((name, kind), POSITIVE, "score") - self.mean((name, kind), NEGATIVE, "score")
+                moved = 1.0 - left / gap
+                draws = 1.0 - (self.drawn((name, kind), POSITIVE) - self.drawn((name, kind), NEGATIVE)) / gaps
             low, high = np.percentile(draws, [2.5, 97.5])
             numbers += [moved, float(low), float(high)] if kind == "difference" else [moved, float(high)]
         return Effect(*numbers)

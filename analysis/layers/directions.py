@@ -115,6 +115,8 @@ def read_mean_diffs(path: str | Path) -> SavedDirections:
             f"holds {array[tuple(where)]} at position {int(where[0]) - len(array)}, layer {int(where[1])}; "
             "directions must be finite: make them again",
         )
+    if not array.any():
+        fail(file, "holds zeros alone, and no direction; make them again")
     return SavedDirections(file.name, array)
 
 

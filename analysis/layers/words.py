@@ -294,7 +294,8 @@ def _control(kind: str) -> str:
 
 
 VERDICTS = {
-    "used": "used: taking it out or adding it moves the output far enough, and beyond any random directions tried",
+    "used": "used: it tells the classes apart, and taking it out or adding it goes far enough, beyond random "
+    "directions",
     "present_not_used": "present, not used: it tells the classes apart, and neither taking it out nor adding it moves "
     "the output far enough",
     "absent": "absent: it does not tell the classes apart, and neither taking it out nor adding it moves the output "

@@ -380,6 +380,10 @@ def _load(folder: Folder, dtype: Precision, where: Device) -> Any:
     if lacking:
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         fail(folder.path, f"has no weights of the right shape for {lacking[0][:120]!r}{more}; {_SAVE}")
+    for name, weight in model.named_parameters():
+        # one sum tells: it is not finite where a term is not, and in a wide type no finite terms overflow it
+        if not torch.isfinite(weight.detach().sum(dtype=torch.float64)):
+            fail(folder.path, f"weight {name!r} holds a number that is not finite in {dtype}; check where it was saved")
     return model.to(where).eval()
 
 

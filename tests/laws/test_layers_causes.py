@@ -393,15 +393,17 @@ def test_verdicts_follow_the_rule(
     verdict, reason = verdict_of([one], present=present, least_share=least)
     assert (verdict is None) == (reason is not None)
     if verdict == "used":
-        assert one.low > least and one.low > one.random_high
+        assert present and one.low > least and one.low > one.random_high
     if verdict in ("present_not_used", "absent"):
         assert one.high < least or share <= random
         assert (verdict == "present_not_used") == present
     if verdict is None:
-        assert reason == "intervals overlap" and one.high >= least and (one.low <= least or one.low <= one.random_high)
+        steers = one.low > least and one.low > one.random_high
+        assert steers != (reason == "intervals overlap") and one.high >= least
+        assert not (steers and present)
     # a second effect that steers is enough, one that does not changes nothing
-    steers, idle = Effect(3.0, 2.9, 3.1, 0.0, 0.1), Effect(-1.0, -1.1, -0.9, 0.0, 0.1)
-    assert verdict_of([one, steers], present=present, least_share=least)[0] == "used"
+    steering, idle = Effect(3.0, 2.9, 3.1, 0.0, 0.1), Effect(-1.0, -1.1, -0.9, 0.0, 0.1)
+    assert verdict_of([one, steering], present=present, least_share=least)[0] == ("used" if present else None)
     assert verdict_of([one, idle], present=present, least_share=least) == (verdict, reason)
 
 
@@ -409,7 +411,10 @@ def test_verdicts_without_what_they_need() -> None:
     idle = Effect(0.0, -0.1, 0.1, 0.0, 0.1)
     assert verdict_of([], present=True)[0] is None
     assert verdict_of([idle], present=None)[0] is None and "separability" in str(verdict_of([idle], present=None)[1])
-    assert verdict_of([Effect(1.0, 0.9, 1.1)], present=None) == ("used", None)
+    assert verdict_of([Effect(1.0, 0.9, 1.1)], present=True) == ("used", None)
+    # what steers without being told from noise is no use of what the classes differ in
+    for present in (None, False):
+        assert verdict_of([Effect(1.0, 0.9, 1.1)], present=present)[0] is None
     # random directions that do as much: nothing special about this one
     assert verdict_of([Effect(0.9, 0.8, 1.0, 0.95, 1.1)], present=True)[0] == "present_not_used"
     assert verdict_of([Effect(0.9, 0.8, 1.0, 0.5, 0.85)], present=True) == (None, "intervals overlap")
@@ -504,7 +509,9 @@ def test_addition_alone_can_tell_that_a_direction_is_used() -> None:
         side[..., 1] = 0.0
     given, axis = ArrayInputs(x[0], x[1], steps=plain.steps), Direction(2.0 * np.eye(D)[1], 1)
     controls = [random_like(axis, number=i) for i in range(5)]
-    table = measure_causes(toy, given, direction=axis, controls=controls, wanted=WANTED, separability=Separability(0.9))
+    table = measure_causes(
+        toy, given, direction=axis, controls=controls, wanted=WANTED, separability=Separability(0.01)
+    )
     assert _verdict(table) == ("used", None)
     untouched, gone = (_row(table, *k, "positive")["score"] for k in (("none", None), ("ablate_all", "difference")))
     assert gone == pytest.approx(untouched, abs=1e-9)
@@ -701,3 +708,26 @@ def test_classes_that_behave_alike_get_no_verdict_however_sure_the_little_differ
     table = _measured(toy)
     verdict, reason = _verdict(table)
     assert verdict is None and reason is not None and "less than 1 nat" in reason
+
+
+def test_damage_to_both_classes_alike_is_no_removal() -> None:
+    """A direction that all inputs share, and that lifts every score: without it both fall, and the gap stays."""
+    toy = planted(0, used=True)
+    plain = inputs(40, shift=2.0)
+    x = [np.asarray(side).copy() for side in (plain.negative, plain.positive)]
+    for side in x:
+        side[..., 1] = 3.0
+    toy.weights["out"][1] = toy.weights["out"][0]
+    for i in (0, 1):
+        toy.weights[f"a{i}"][:, 1] = toy.weights[f"n{i}"][:, 1] = 0.0
+    given, axis = ArrayInputs(x[0], x[1], steps=plain.steps), Direction(1e-6 * np.eye(D)[1], 1)
+    controls = [random_like(axis, number=i) for i in range(5)]
+    table = measure_causes(
+        toy, given, direction=axis, controls=controls, wanted=WANTED, separability=Separability(0.01)
+    )
+    falls = [
+        _row(table, "none", None, on)["score"] - _row(table, "ablate_all", "difference", on)["score"]
+        for on in ("positive", "negative")
+    ]
+    assert min(falls) > 5
+    assert _verdict(table) == ("present_not_used", None)
