@@ -107,7 +107,7 @@ def collect(
         moments[key] = gatherers.pop(key).done()
     return Collected(
         model.label, model.digest, inputs.contrast, places, positions.labels, moments, rows.count,
-        {label: (n[0], n[1]) for label, n in sweep.absent.items()}, paired, seed,
+        {label: (n[0], n[1]) for label, n in sweep.absent.items()}, paired, seed, sweep.epsilon,
     )  # fmt: skip
 
 
@@ -216,6 +216,7 @@ class _Sweep:
         self.gatherers, self.paired = gatherers, paired
         self.absent = {label: [0, 0] for label in positions.labels}
         self.waiting: dict[tuple[str, str], list[tuple[np.ndarray, ...]]] = {key: [] for key in gatherers}
+        self.epsilon = float(np.finfo(np.float64).eps)
 
     def add(self, part: Labelled) -> None:
         """One forward pass."""
@@ -234,6 +235,8 @@ class _Sweep:
         picked: dict[str, Tensor] = {}
         readers = {s.hook: _picker(picked, s.hook, np.maximum(index, 0), part.batch.mask.shape[1]) for s in self.places}
         self.model.run(part.batch, read=readers, logits=False)
+        for tensor in picked.values():
+            self._precision(tensor)
         for hook, x in _moved(picked, self.places).items():
             for p, label in enumerate(self.positions.labels):
                 self._gather(hook, label, x[:, p][keep[:, p]], part, np.flatnonzero(keep[:, p]))
@@ -257,10 +260,18 @@ class _Sweep:
             import torch
 
             _same_steps(hook, x, present.shape[1])
+            self._precision(x)
             chosen = x[torch.tensor(present, device=x.device)]
             self._gather(hook, label, chosen.cpu().double().numpy(), part, rows)
 
         return take
+
+    def _precision(self, x: Tensor) -> None:
+        """Keep the coarsest machine epsilon of what was read."""
+        import torch
+
+        if x.is_floating_point():
+            self.epsilon = max(self.epsilon, float(torch.finfo(x.dtype).eps))
 
     def _gather(self, hook: str, label: str, x: np.ndarray, part: Labelled, which: np.ndarray) -> None:
         waiting = self.waiting[hook, label]

@@ -70,6 +70,7 @@ class Collected:
         absent: by position: rows of each class that have no such position (too short, no such token).
         paired: whether rows of equal rank were treated as pairs.
         seed: of the relabellings.
+        epsilon: machine epsilon of the activations that were read, the coarsest of them.
     """
 
     model: str
@@ -82,3 +83,35 @@ class Collected:
     absent: Mapping[str, tuple[int, int]]
     paired: bool
     seed: int
+    epsilon: float = 2.220446049250313e-16
+
+    @property
+    def rounding(self) -> float:
+        """Share of the vectors' own length below which what tells them apart is rounding of the forward pass.
+
+        `32 epsilon`, for what many operations add up to, but at most 0.02: of half precision 32 epsilon is as much as
+        vectors differ by in earnest.
+        """
+        return min(32 * self.epsilon, 0.02)
+
+    def alike(self, moments: Moments) -> bool:
+        """Whether the vectors of a place differ by rounding only: the class means, and the rows within the classes.
+
+        Where rows vary in earnest, a small difference of means is not called rounding: its noise and its p-value tell
+        what it is worth. Where there are neither second moments nor groups to see that by, the means decide alone.
+
+        Args:
+            moments: of two classes that both have rows.
+        """
+        count = moments.count[..., None]
+        n = count.sum(0)
+        middle = (count * moments.mean).sum(0) / n
+        between = (moments.count * ((moments.mean - middle) ** 2).sum(2)).sum(0)
+        filled = int((moments.count > 0).all(1).sum())
+        if moments.scatter is not None:
+            spread = (between + np.trace(moments.scatter, axis1=2, axis2=3).sum(0)) / n[:, 0]
+        else:  # means of groups vary as much less as they have rows, and have a degree of freedom less
+            spread = between / max(filled - 1, 1)
+        size = float(((middle**2).sum(1) + spread).mean())
+        least = self.rounding**2 * size
+        return bool(((middle[1] - middle[0]) ** 2).sum() <= least and spread.mean() <= least)

@@ -20,8 +20,11 @@ from retarget.analysis.layers.separable import probe, silhouette
 from retarget.analysis.layers.spectrum import Pooling, cosine, leading, participation_ratio, pooled
 from retarget.errors import LayersError
 
-#: A length below this share of the vectors' own is rounding.
+#: A length below this share of the vectors' own is rounding of the statistics; see also `Collected.rounding`.
 _ROUNDING = 1e-12
+#: |cos| of a component and of what its null is about, where classes differ in size, may be apart by this much.
+_APART = 0.02
+_UNEQUAL = "null: classes of unequal size; give as many rows in both"
 
 Row = dict[str, object]
 
@@ -134,6 +137,8 @@ class _Measuring:
     def __init__(self, collected: Collected, site: Site, position: str, moments: Moments, choices: Choices) -> None:
         self.choices, self.site, self.position, self.moments = choices, site, position, moments
         self.paired, self.seed = collected.paired, collected.seed
+        self.least = max(_ROUNDING, collected.rounding)
+        self.alike = bool(moments.count.sum(0).all()) and collected.alike(moments)
         self.start = where(collected, site, position)
         self.notes = _Notes()
         self.row: Row = {c.name: None for c in LAYERS}
@@ -157,6 +162,8 @@ class _Measuring:
             else:
                 components = self._spread(difference)
                 within = pooled(self.total, "within")
+                if self.alike:
+                    within = np.zeros_like(within)
                 subspace = subspace_without(within, difference, self.choices.k, n_rows=int(self.n.sum()))
         self.row["reason"] = self.notes.text()
         return Place(self.site, self.position, difference, subspace, self.resampled, self.row, tuple(components))
@@ -170,7 +177,7 @@ class _Measuring:
         scale = math.sqrt(squares.mean())
         difference = m.difference
         length = float(np.linalg.norm(difference))
-        if length <= _ROUNDING * scale:
+        if length <= _ROUNDING * scale or self.alike:
             difference, length = np.zeros_like(difference), 0.0
         row["diff_norm"] = length
         self.resampled = resample(
@@ -190,7 +197,8 @@ class _Measuring:
         if m.scatter is not None and self.n.min() >= 2:
             noise = math.sqrt(float((np.trace(m.scatter[0], axis1=1, axis2=2) / (self.n - 1) / self.n).sum()))
             row["diff_noise"] = noise
-            if noise > _ROUNDING * scale:
+            spread = math.sqrt(float((np.trace(m.scatter[0], axis1=1, axis2=2) / self.n).mean()))
+            if noise > _ROUNDING * scale and spread > self.least * scale:
                 row["diff_signal"] = length / noise
             else:
                 self.notes.add("diff_signal", "nothing varies within the classes")
@@ -200,14 +208,14 @@ class _Measuring:
         if null is None:
             self.notes.add("p-values", "no relabellings were collected")
         else:
-            row["diff_p"] = float(null.p[0])
+            row["diff_p"] = None if self.alike else float(null.p[0])
         return difference
 
     def _spread(self, difference: np.ndarray) -> list[Row]:
         row = self.row
         balanced, within = pooled(self.total, "balanced"), pooled(self.total, "within")
-        least = (_ROUNDING * float(str(row["rms_norm"]))) ** 2
-        if not float(np.trace(balanced)) > least:
+        least = (self.least * float(str(row["rms_norm"]))) ** 2
+        if self.alike or not float(np.trace(balanced)) > least:
             row["diff_p"] = None
             self.notes.add("components", "the vectors are all the same")
             return []
@@ -227,6 +235,8 @@ class _Measuring:
         row["pc1_p"] = first["p"]
         if first["cos"] is None:
             self.notes.add("pc1_cos", _no_cos(difference, False) or "")
+        elif _UNEQUAL in str(first["reason"]):
+            self.notes.add("pc1_cos_null, pc1_p", _UNEQUAL)
         rows += self._components("within", within, difference, None)
         if self.moments.paired is not None and self.moments.paired_count:
             rows += self._components("paired", pooled(self.total, "paired"), difference, None)
@@ -266,17 +276,21 @@ class _Measuring:
                 else:
                     row["cos"] = abs(cosine(spectrum.vectors[:, j], difference) or 0.0)
                     row["cos_expected"] = expected if j == 0 else None
-                    self._chance(row, null, notes)
+                    self._chance(row, null, notes, pooling)
                     self._interval(row, replicates, notes)
             row["reason"] = notes.text()
             rows.append(row)
         return rows
 
-    def _chance(self, row: Row, null: Null | None, notes: _Notes) -> None:
+    def _chance(self, row: Row, null: Null | None, notes: _Notes, pooling: Pooling) -> None:
         if null is None:
             notes.add("cos_null, p", "no relabellings were collected")
             return
         j = int(str(row["component"])) - 1
+        unequal = pooling != "paired" and self.n[0] != self.n[1]
+        if unequal and abs(float(null.observed[j]) - float(str(row["cos"]))) > _APART:
+            notes.add("cos_null, p", _UNEQUAL)
+            return
         row["cos_null"], row["p"] = float(null.high[j]), float(null.p[j])
 
     def _interval(self, row: Row, replicates: Replicates | None, notes: _Notes) -> None:

@@ -183,6 +183,9 @@ def resample(
     the bootstrap is up to twice as wide: rows that are taken twice leave fewer to find the component with, and tilt
     it. So the jackknife is the default, and costs G eigenproblems in place of 200.
 
+    Those classes are isotropic. With one nuisance axis along which both classes vary more (d = 64, 150 rows a class,
+    standard deviation 1.6 to 1.8 along it, 1 along the others) the jackknife's intervals of |cos| covered 89 to 91%.
+
     Args:
         moments: with at least 5 groups that have rows.
         k: components.

@@ -27,7 +27,7 @@ _STREAM = ("embedding", "residual")
 _ADDED = (("ln1_post.hook_out", "attn.hook_out"), ("ln2_post.hook_out", "mlp.hook_out"))
 #: What may stand before them where a bridge is read as a plain module.
 _WITHIN = ("", "_original_component.")
-#: A difference shorter than this share of the means it is from is rounding.
+#: A difference shorter than this share of the means it is from is rounding, whatever the forward pass was made in.
 _ROUNDING = 1e-10
 
 
@@ -111,7 +111,7 @@ def _difference(collected: Collected, site: Site, position: str) -> np.ndarray |
         return None
     vector = moments.difference
     size = float(np.abs(moments.mean).max())
-    return vector if np.linalg.norm(vector) > _ROUNDING * size else None
+    return vector if np.linalg.norm(vector) > _ROUNDING * size and not collected.alike(moments) else None
 
 
 def random_like(direction: Direction, seed: int = 0, *, number: int = 0) -> Direction:

@@ -19,6 +19,8 @@ from retarget.analysis.layers.models import ModuleModel
 from retarget.analysis.layers.policies import ArrayInputs
 from retarget.analysis.layers.positions import Positions
 from retarget.analysis.layers.readable import Batch, Pass, Readable, Reader, Site, Write
+from retarget.analysis.layers.steering import directions_of
+from retarget.analysis.layers.tables import layer_tables
 from retarget.errors import LayersError
 
 torch.set_num_threads(1)
@@ -268,3 +270,80 @@ def test_progress_is_told_and_places_come_in_order() -> None:
     seeds = [collect(echo(), many(5), seed=s).moments["first", "-1"].swapped for s in (0, 0, 1)]
     np.testing.assert_array_equal(seeds[0], seeds[1])
     assert not np.array_equal(seeds[0], seeds[2])
+
+
+@dataclass(frozen=True, eq=False)
+class Single(Echo):
+    """An echo whose forward pass is in float32, or another precision."""
+
+    dtype: torch.dtype = torch.float32
+
+    def run(
+        self,
+        batch: Batch,
+        *,
+        read: Mapping[str, Reader] | None = None,
+        write: Sequence[Write] = (),
+        logits: bool = True,
+    ) -> Pass:
+        for hook, reader in (read or {}).items():
+            reader(torch.tensor(self.vectors(batch.inputs, hook)).to(self.dtype))
+        return Pass(None)
+
+
+EVEN = Rows(tuple(np.array([i % VOCABULARY]) for i in range(40)), (20, 20), np.arange(40))
+
+
+@pytest.mark.parametrize("scatter", [True, False])
+@given(st.integers(0, 2**31))
+@settings(max_examples=10, deadline=None)
+def test_what_float32_rounds_is_no_difference(scatter: bool, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    # a unit in the last place or two of a vector that all tokens share
+    shared = random.normal(size=(2, 1, 64))
+    tables = shared * (1 + random.integers(-2, 3, (2, VOCABULARY, 64)) * 2.0**-23)
+    found = collect(Single(tables), EVEN, n_relabellings=30, n_groups=5, scatter=scatter)
+    assert found.epsilon == 2.0**-23
+    assert all(np.linalg.norm(m.difference) > 0 for m in found.moments.values())
+    assert not directions_of(found)
+    tables_ = layer_tables(found, k=2)
+    for row in tables_.layers.iter_rows(named=True):
+        assert row["diff_norm"] == 0.0 and row["diff_signal"] is None and row["pc1_cos"] is None
+        assert row["diff_p"] is None and row["pc1_p"] is None and row["reason"]
+    assert tables_.onsets["onset"].to_list() == [None]
+    # the same numbers of a float64 pass are no rounding
+    assert len(directions_of(collect(Echo(tables), EVEN, n_relabellings=0, n_groups=5, scatter=scatter))) == 2
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-6, 1e-3, 0.5])
+def test_a_difference_of_a_thousandth_in_float32_stays(spread: float) -> None:
+    random = np.random.default_rng(3)
+    shared, axis = random.normal(size=(2, 1, 64)), random.normal(size=64)
+    rms = np.linalg.norm(shared[0, 0])
+    tables = shared + spread * random.normal(size=(2, 40, 64))
+    tables[:, 20:] += 1e-3 * rms * axis / np.linalg.norm(axis)
+    inputs = Rows(tuple(np.array([i]) for i in range(40)), (20, 20), np.arange(40))
+    found = collect(Single(tables), inputs, n_relabellings=30, n_groups=5)
+    assert len(directions_of(found)) == 2
+    rows = layer_tables(found, k=2).layers
+    assert rows["diff_p"].null_count() == 0 and rows["diff_norm"].min() > 0.5e-3 * rms
+    # within classes that differ by rounding only there is nothing to hold it against
+    assert rows["diff_signal"].null_count() == (2 if spread < 1e-5 else 0)
+
+
+def test_a_small_difference_among_rows_that_vary_is_left_to_its_p_value() -> None:
+    random = np.random.default_rng(5)
+    inputs = Rows(tuple(np.array([i]) for i in range(40)), (20, 20), np.arange(40))
+    for dtype, shift in ((torch.float32, 1e-6), (torch.bfloat16, 0.1)):
+        half = random.normal(size=(2, 20, 64))
+        tables = np.concatenate([half, half + shift], axis=1)
+        found = collect(Single(tables, dtype), inputs, n_relabellings=30, n_groups=5)
+        assert found.epsilon == torch.finfo(dtype).eps
+        assert layer_tables(found, k=2).layers["diff_norm"].min() > 0 and len(directions_of(found)) == 2
+
+
+def test_the_epsilon_is_known_at_every_position_and_in_float64() -> None:
+    inputs = many(5)
+    assert collect(echo(), inputs).epsilon == np.finfo(np.float64).eps
+    single = Single(echo().tables)
+    assert collect(single, inputs, positions=Positions("every")).epsilon == np.finfo(np.float32).eps

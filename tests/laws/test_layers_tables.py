@@ -244,6 +244,31 @@ def test_identical_activations_have_no_cosine_and_say_why() -> None:
     assert "the means of the classes are equal" in first["reason"]
 
 
+def _odd(n0: int, n1: int) -> tuple[np.ndarray, np.ndarray]:
+    """A class that varies along one axis, and one that varies and is shifted along another."""
+    random = stream(0, "odd", n0, n1)
+    a, b = random.standard_normal((n0, 20)), random.standard_normal((n1, 20))
+    a[:, 0] *= 3
+    b[:, 1] = 6 * b[:, 1] + 3
+    return np.concatenate([a, b]), np.repeat([0, 1], [n0, n1])
+
+
+def test_classes_of_unequal_size_have_a_null_only_where_it_is_of_what_is_reported() -> None:
+    why = "null: classes of unequal size; give as many rows in both"
+    x, label = _odd(300, 40)
+    t = layer_tables(collected([x], label), k=1)
+    first, component = t.layers.row(0, named=True), t.components.row(0, named=True)
+    assert first["pc1_cos"] > 0.5 and first["pc1_cos_null"] is None and first["pc1_p"] is None
+    assert component["cos_null"] is None and component["p"] is None
+    assert f"pc1_cos_null, pc1_p: {why}" in first["reason"] and why in component["reason"]
+    x, label = _odd(170, 170)
+    assert layer_tables(collected([x], label), k=1).layers["pc1_p"].null_count() == 0
+    # unequal sizes, but both components the difference itself
+    keep = np.flatnonzero((LABEL == 0) | (np.arange(N) > 9))
+    far = layer_tables(collected([planted(0, (50.0,))[0][keep]], LABEL[keep]), k=1).layers.row(0, named=True)
+    assert far["pc1_p"] is not None and far["n_negative"] != far["n_positive"]
+
+
 def test_a_class_without_rows_is_named() -> None:
     t = layer_tables(collected(planted(0), np.zeros(N, dtype=np.int64), swaps=np.zeros((1, N), dtype=np.bool_)))
     assert "no vectors of class yes at this position" in t.layers["reason"][0]
