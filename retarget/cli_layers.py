@@ -209,8 +209,8 @@ def _check_model(model: Any, path: Path, ask: _Ask, width: int | None) -> None:
         raise LayersError(f"--positions token:{token}: {path.name!r} has tokens 0 to {model.n_vocabulary - 1}")
     if width is not None and model.sites[0].width != width:
         raise LayersError(
-            f"--against {path.name!r} has vectors of length {model.sites[0].width}, the first model of {width}: they cannot "
-            "be compared; read each model by itself"
+            f"--against {path.name!r} has vectors of length {model.sites[0].width}, the first model of {width}: they "
+            "cannot be compared; read each model by itself"
         )
 
 
