@@ -124,7 +124,7 @@ def _time(folder: str, effort: Effort) -> list[Line]:
     batches = _batches(inputs)
     _check(model, inputs)
     what = f"last token, all layers, {2 * PROMPTS} prompts x {TOKENS} tokens"
-    one, twenty = f"collect, 1 group: {what}", f"collect, 20 groups: {what}"
+    one, ten = f"collect, 1 group: {what}", f"collect, 10 groups: {what}"
     plain, bare, cache = (
         "the bridge's forward with logits",
         "transformers' forward (sdpa)",
@@ -132,14 +132,14 @@ def _time(folder: str, effort: Effort) -> list[Line]:
     )
     work = {
         one: _collected(model, inputs, 1),
-        twenty: _collected(model, inputs, 20),
+        ten: _collected(model, inputs, 10),
         plain: _plain(model.bridge, batches),
         bare: _plain(theirs, batches),
         cache: _cached(model, batches),
     }
-    race = Race(work, Effort(min(effort.rounds, 5), effort.sample_s))
+    race = Race(work, Effort(min(effort.rounds, 3), effort.sample_s))
     units = dict.fromkeys(work, float(2 * PROMPTS))
-    lines = [race.line(ours, plain, topic=TOPIC, unit="prompts", units=units, bar=1 / 1.1) for ours in (one, twenty)]
+    lines = [race.line(ours, plain, topic=TOPIC, unit="prompts", units=units, bar=1 / 1.1) for ours in (one, ten)]
     return lines + [race.line(one, other, topic=TOPIC, unit="prompts", units=units) for other in (bare, cache)]
 
 
@@ -170,7 +170,7 @@ def _half(folder: str, effort: Effort) -> list[Line]:
     inputs = _inputs(model.n_vocabulary, PROMPTS // 4)
     ours, plain = "collect, bfloat16 forward, float64 moments, 1 group", "the bridge's forward in bfloat16"
     work = {ours: _collected(model, inputs, 1), plain: _plain(model.bridge, _batches(inputs))}
-    race = Race(work, Effort(min(effort.rounds, 5), effort.sample_s))
+    race = Race(work, Effort(min(effort.rounds, 3), effort.sample_s))
     return [race.line(ours, plain, topic=TOPIC, unit="prompts", units=dict.fromkeys(work, float(PROMPTS // 2)))]
 
 
@@ -181,7 +181,7 @@ def _memory(folder: str) -> list[Line]:
     """Peaks of resident memory, each of a fresh process, from after the model was opened."""
     peak = {
         (kind, n): _peak(folder, kind, n)
-        for kind, n in (("plain", 32), ("one", 32), ("one", 128), ("twenty", 32), ("cache", 32))
+        for kind, n in (("plain", 32), ("one", 32), ("one", 128), ("ten", 32), ("cache", 32))
     }
 
     def line(what: str, against: str, a: float, b: float, bar: float | None = None) -> Line:
@@ -190,11 +190,11 @@ def _memory(folder: str) -> list[Line]:
         )
 
     name, base = "peak memory of collect, 1 group, 64 prompts", "the bridge's forward"
-    twenty = "peak memory of collect, 20 groups, 64 prompts"
+    ten = "peak memory of collect, 10 groups, 64 prompts"
     return [
         line(name, base, peak["one", 32], peak["plain", 32], 1 / 1.1),
         line(name.replace("64", "256"), "64 prompts", peak["one", 128], peak["one", 32], 1 / 1.02),
-        line(twenty, f"{base} (moments of a fixed size on top)", peak["twenty", 32], peak["plain", 32]),
+        line(ten, f"{base} (moments of a fixed size on top)", peak["ten", 32], peak["plain", 32]),
         line(name, "run_with_cache, everything", peak["one", 32], peak["cache", 32]),
     ]
 
@@ -215,8 +215,8 @@ def _child(folder: str, kind: str, n: int) -> None:
     torch.set_num_threads(1)
     model = BridgeModel.open(folder)
     inputs = _inputs(model.n_vocabulary, n)
-    if kind in ("one", "twenty"):
-        work: Work = _collected(model, inputs, {"one": 1, "twenty": 20}[kind])
+    if kind in ("one", "ten"):
+        work: Work = _collected(model, inputs, {"one": 1, "ten": 10}[kind])
     else:
         work = (_plain if kind == "plain" else _cached)(model.bridge if kind == "plain" else model, _batches(inputs))
     highest, over = [_resident()], threading.Event()
@@ -295,7 +295,7 @@ def large(shape: dict[str, int], device: str, effort: Effort) -> list[Line]:
 
         return done
 
-    race = Race({n: settled(n) for n in work}, Effort(min(effort.rounds, 5), effort.sample_s), clock=time.perf_counter)
+    race = Race({n: settled(n) for n in work}, Effort(min(effort.rounds, 3), effort.sample_s), clock=time.perf_counter)
     units = dict.fromkeys(work, float(2 * PROMPTS))
     lines = [race.line(ours, plain, topic=TOPIC, unit="prompts", units=units, bar=1 / 1.1)]
     if peaks:
