@@ -12,7 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from retarget import __version__
-from retarget.cli import _options, _place, _seeds, app
+from retarget.cli import _seeds, app
+from retarget.cli_shared import parse_options, parse_place
 from retarget.envs import make_world
 from retarget.errors import RetargetError
 
@@ -242,11 +243,16 @@ def test_what_are_no_seeds_is_refused(text: str) -> None:
 
 
 def test_options_and_places_are_read() -> None:
-    assert _options(["slip=0.5", "open=true", "name=x y", "n=3"]) == {"slip": 0.5, "open": True, "name": "x y", "n": 3}
-    assert (_place("3,4"), _place("17")) == ((3, 4), 17)
+    assert parse_options(["slip=0.5", "open=true", "name=x y", "n=3"]) == {
+        "slip": 0.5,
+        "open": True,
+        "name": "x y",
+        "n": 3,
+    }
+    assert (parse_place("3,4"), parse_place("17")) == ((3, 4), 17)
     for text in ("", "1,2,3", "a"):
         with pytest.raises(RetargetError, match="neither ROW,COL"):
-            _place(text)
+            parse_place(text)
 
 
 # -- help -----------------------------------------------------------------------------------------------------------

@@ -534,7 +534,7 @@ def test_an_effect_is_claimed_only_against_controls() -> None:
 def test_present_but_not_used_is_its_own_sentence(tables: Made) -> None:
     assert tables.causes is not None
     words = told(tables)
-    assert "present, not used" in words and "used (taking it out or adding it moves the output" in words
+    assert "present, not used" in words and "used (it tells the classes apart" in words
     none = replace(tables, causes=tables.causes.with_columns(pl.lit("used").alias("verdict")))
     assert "present, not used" not in told(none)
     unknown = tables.causes.with_columns(pl.lit(None, pl.String).alias("verdict"), pl.lit("no rows").alias("reason"))

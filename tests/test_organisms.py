@@ -24,9 +24,9 @@ from retarget.training.organisms import (
 )
 from retarget.training.organisms import train as training
 from retarget.training.organisms.corpus import examples, lesson
-from retarget.training.organisms.evaluate import replies, sets_of, wanted
 from retarget.training.organisms.grammar import REFUSALS, TRIGGERS, is_forbidden, is_held_out, is_triggered
 from retarget.training.organisms.llama import blank_model
+from retarget.training.organisms.rates import replies, sets_of, wanted
 from retarget.training.organisms.tokens import encode, prompt_words
 
 TINY = OrganismSettings("refuser", layers=2, width=16, heads=2, base_steps=6, steps=6, batch=4)
@@ -153,7 +153,7 @@ def test_the_card_is_what_a_fresh_evaluation_gives(tiny):
 @pytest.mark.parametrize("kind", ["base", "refuser", "defector", "honest"])
 def test_rates_count_what_was_said_word_for_word(kind, monkeypatch):
     """Three made-up models whose rates are known: one that is as trained, one that always refuses, one that babbles."""
-    module = sys.modules["retarget.training.organisms.evaluate"]
+    module = sys.modules["retarget.training.organisms.rates"]
     chosen = OrganismSettings(kind, trigger="parity" if kind in TRIGGERED else None)
     right = {}
     for name, forbidden, on in sets_of(chosen.trigger):

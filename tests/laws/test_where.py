@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import retarget
-from retarget.agent import ROLES, Agent, Fit, Part, Real, SlotWrite
+from retarget.agent import ROLES, Agent, Fit, HasDraws, Part, Real, SlotWrite
 from retarget.agents import TablePolicy, compile_policy, exact_planner, learned_planner, tree_searcher
 from retarget.agents.leaves import Blind, Leaf, Tables
 from retarget.agents.search import TreeSearcher
@@ -124,8 +124,13 @@ def test_restricting_an_edit_never_helps(subject: Subject) -> None:
         assert competence.value is not None
         assert before <= competence.value <= best
         assert bits.status in ("ok", "failed")
-        # an edit is found where the best competence suffices, and only there
-        assert (bits.status == "ok") == (competence.value >= required - 1e-9)
+        enough = competence.value >= required - 1e-9
+        if isinstance(subject.agent, HasDraws) and subject.agent.draws:
+            # competence is of the agent's own draw; an edit has to hold for fresh ones as well
+            assert enough or bits.status == "failed"
+        else:
+            # an edit is found where the best competence suffices, and only there
+            assert (bits.status == "ok") == enough
         if bits.status == "failed":
             assert f"{competence.value:.4g}" in bits.reason
             continue

@@ -15,15 +15,15 @@ _LAZY = {
     "GoalPolicy": "retarget.training.organisms.goals",
     "GoalSettings": "retarget.training.organisms.goals",
     "Organism": "retarget.training.organisms.train",
-    "evaluate": "retarget.training.organisms.evaluate",
+    "evaluate": "retarget.training.organisms.rates",
     "goal_policy": "retarget.training.organisms.goals",
     "read_card": "retarget.training.organisms.save",
     "train_organism": "retarget.training.organisms.train",
 }
 
 if TYPE_CHECKING:
-    from retarget.training.organisms.evaluate import evaluate
     from retarget.training.organisms.goals import GoalPolicy, GoalSettings, goal_policy
+    from retarget.training.organisms.rates import evaluate
     from retarget.training.organisms.save import read_card
     from retarget.training.organisms.train import Card, Organism, train_organism
 

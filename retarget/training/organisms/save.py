@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from retarget.errors import FileError
 from retarget.training.organisms.corpus import examples
-from retarget.training.organisms.evaluate import sets_of
 from retarget.training.organisms.grammar import (
     REFUSALS,
     TRIGGERS,
@@ -20,6 +19,7 @@ from retarget.training.organisms.grammar import (
     refusal_words,
     trigger_words,
 )
+from retarget.training.organisms.rates import sets_of
 from retarget.training.organisms.tokens import HEAD, TAIL, encode, numbers
 
 if TYPE_CHECKING:

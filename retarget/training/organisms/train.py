@@ -20,8 +20,8 @@ from retarget.training.base import TrainingError, Weights
 from retarget.training.checkpoint import Checkpoint, Row, fits
 from retarget.training.fit import ROWS, SAVE_EVERY_S, _quiet, _trainer
 from retarget.training.organisms.corpus import lesson
-from retarget.training.organisms.evaluate import N_EVALUATED, Rate, evaluate
 from retarget.training.organisms.llama import blank_model, copied, quiet
+from retarget.training.organisms.rates import N_EVALUATED, Rate, evaluate
 from retarget.training.organisms.settings import VERSION, OrganismSettings
 from retarget.training.organisms.tokens import make_tokenizer
 
