@@ -10,7 +10,7 @@ from retarget.errors import AgentError, GoalError
 from retarget.exact import Yardstick, best_actions, policy_table
 from retarget.goal import StateGoal
 from retarget.probe import UNIVERSAL_LAWS, Law, Metric, Outcome, Probe, Progress, Subject
-from retarget.row import Measurement
+from retarget.row import Kind, Measurement
 from retarget.world import FiniteWorld
 
 
@@ -18,6 +18,7 @@ class Behaviour(Probe):
     """What can be said of the way to goal B from the behaviour alone. Exact."""
 
     name: ClassVar[str] = "behaviour"
+    kind: ClassVar[Kind] = "observation"
     needs_goal_b: ClassVar[bool] = True
     metrics: ClassVar = {
         "policy_entropy": Metric("bit", "mean entropy of the action distribution over the starts", 0.0, None),

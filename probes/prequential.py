@@ -13,7 +13,7 @@ from retarget.errors import AgentError, GoalError, WorldError
 from retarget.lessons import Lessons, lessons_of
 from retarget.probe import UNIVERSAL_LAWS, Law, Metric, Outcome, Probe, Progress, Subject
 from retarget.rng import stream
-from retarget.row import Measurement
+from retarget.row import Kind, Measurement
 from retarget.spend import Spend
 from retarget.world import BoxWorld
 
@@ -42,6 +42,7 @@ class Prequential(Probe):
     """
 
     name: ClassVar[str] = "prequential"
+    kind: ClassVar[Kind] = "experiment"
     needs_goal_b: ClassVar[bool] = True
     metrics: ClassVar = {
         "prequential_bits": Metric("bit", "online code length of B's lessons, learning from the agent", 0.0, None),

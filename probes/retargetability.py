@@ -23,7 +23,7 @@ from retarget.errors import AgentError, GoalError
 from retarget.exact import Yardstick, policy_table
 from retarget.judge import Judge, judge_of
 from retarget.probe import UNIVERSAL_LAWS, Law, Metric, Outcome, Probe, Progress, Subject
-from retarget.row import FrontierPoint, Measurement
+from retarget.row import FrontierPoint, Kind, Measurement
 from retarget.trials import Trials
 from retarget.world import FiniteWorld
 
@@ -52,6 +52,7 @@ class Retargetability(Probe):
     """
 
     name: ClassVar[str] = "retargetability"
+    kind: ClassVar[Kind] = "experiment"
     needs_goal_b: ClassVar[bool] = True
     metrics: ClassVar = {
         "competence_a": Metric("1", "competence on the agent's own goal", 0.0, 1.0),

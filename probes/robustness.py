@@ -10,7 +10,7 @@ from retarget.errors import AgentError, GoalError
 from retarget.exact import Yardstick
 from retarget.judge import judge_of
 from retarget.probe import UNIVERSAL_LAWS, Law, Metric, Outcome, Probe, Progress, Subject
-from retarget.row import Measurement
+from retarget.row import Kind, Measurement
 
 #: Starts that competence is estimated over where they cannot be listed.
 N_STARTS = 256
@@ -31,6 +31,7 @@ class Robustness(Probe):
     """
 
     name: ClassVar[str] = "robustness"
+    kind: ClassVar[Kind] = "evaluation"
     metrics: ClassVar = {
         "robustness": Metric("1", "mean of V/V* over every start that can reach goal A", 0.0, 1.0),
         "robustness_seen": Metric("1", "the same over starts of training", 0.0, 1.0),

@@ -12,7 +12,7 @@ from retarget.editors import Candidate, Editor, Task, default_editors, points, p
 from retarget.errors import AgentError, GoalError
 from retarget.probe import UNIVERSAL_LAWS, Law, Metric, Outcome, Probe, Progress, Subject
 from retarget.probes.retargetability import asked, closed, elsewhere, length_of
-from retarget.row import FrontierPoint, Measurement
+from retarget.row import FrontierPoint, Kind, Measurement
 from retarget.trials import Score, Trials
 
 _OF_ROLE: Mapping[str, tuple[str, str]] = {
@@ -64,6 +64,7 @@ class Where(Probe):
     """
 
     name: ClassVar[str] = "where"
+    kind: ClassVar[Kind] = "experiment"
     needs_goal_b: ClassVar[bool] = True
     metrics: ClassVar = _metrics()
     laws: ClassVar[frozenset[Law]] = UNIVERSAL_LAWS

@@ -312,6 +312,49 @@ class HasDraws(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """An agent's preferences among actions, and how they move with its numbers.
+
+    Attributes:
+        relaxation: in what sense the agent is differentiable: `none` for a network's own scores; else a few words, as
+            `one score a cell` for a table of actions.
+        value: float64 `[B, A]` scores (the policy is their soft-max, or their maximum).
+        jacobian: float64 `[B, A, P]`: how each score moves with each of the P numbers.
+        parts: by name of the part, how many of the P numbers are its cells, in order; P in all. A relaxation may have
+            numbers of its own, one for each symbol that a cell can hold, say.
+    """
+
+    relaxation: str
+    value: np.ndarray
+    jacobian: np.ndarray
+    parts: Mapping[str, int]
+
+    def __post_init__(self) -> None:
+        value, jacobian = np.asarray(self.value, np.float64), np.asarray(self.jacobian, np.float64)
+        if value.ndim != 2 or jacobian.ndim != 3 or jacobian.shape[:2] != value.shape:
+            raise AgentError(f"scores [B, A] need a Jacobian [B, A, P], got {value.shape} and {jacobian.shape}")
+        if sum(self.parts.values()) != jacobian.shape[2]:
+            raise AgentError(f"{sum(self.parts.values())} numbers are named, the Jacobian has {jacobian.shape[2]}")
+        if not (np.isfinite(value).all() and np.isfinite(jacobian).all()):
+            raise AgentError("scores and their Jacobian must be finite")
+        for name, array in (("value", value), ("jacobian", jacobian)):
+            object.__setattr__(self, name, own(array))
+
+
+@runtime_checkable
+class HasScores(Protocol):
+    """An agent whose scores of actions are differentiable in its numbers, in a sense that it states."""
+
+    def scores_at(self, obs: np.ndarray) -> Scores:
+        """Scores and their Jacobian at observations, as `policy` takes them.
+
+        Raises:
+            AgentError: where there are too many numbers to list them all.
+        """
+        ...
+
+
 @runtime_checkable
 class Trainable(Protocol):
     """An agent that can be trained further, toward another goal."""

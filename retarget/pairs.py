@@ -56,6 +56,32 @@ class GoalPlan:
         return cls(training, held_out, _alternate(_shuffled(fresh, rng), _shuffled(known, rng))[:n_pairs])
 
 
+def goals_around(
+    world: World, goal: Goal, *, plan: GoalPlan | None, n_seen: int, n_held_out: int, seed: int
+) -> tuple[tuple[Goal, ...], tuple[Goal, ...]]:
+    """Training and held-out goals other than `goal`, for probes over many goals.
+
+    Args:
+        world, goal: the world, and the goal to leave out.
+        plan: the study's; None draws one from the stream (seed, "goals", the world).
+        n_seen, n_held_out: at most so many of each, in the plan's order.
+        seed: names the stream.
+
+    Raises:
+        GoalError: when the world has fewer than two goals.
+
+    >>> from retarget.envs import make_world
+    >>> world = make_world("OpenGrid", size=5)
+    >>> seen, held_out = goals_around(world, world.goals[0], plan=None, n_seen=3, n_held_out=2, seed=0)
+    >>> len(seen), len(held_out), world.goals[0] in (*seen, *held_out)
+    (3, 2, False)
+    """
+    drawn = plan if plan is not None else GoalPlan.draw(world, n_pairs=1, seed=seed, pool=n_seen + n_held_out + 1)
+    seen = [g for g in drawn.training if g != goal]
+    held_out = [g for g in drawn.held_out if g != goal]
+    return tuple(seen[:n_seen]), tuple(held_out[:n_held_out])
+
+
 Pair = tuple[Goal, Goal]
 
 

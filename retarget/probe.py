@@ -5,13 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from retarget.agent import Agent
 from retarget.errors import AgentError, GoalError, ProbeError
 from retarget.goal import Goal, RegionGoal, StateGoal
-from retarget.row import FrontierPoint, Measurement
+from retarget.row import FrontierPoint, Kind, Measurement
 from retarget.world import FiniteWorld, World
+
+if TYPE_CHECKING:
+    from retarget.pairs import GoalPlan
 
 Law = Literal["deterministic", "pure", "bounded", "relabel_invariant", "behaviour_only", "dead_parameters"]
 #: Laws that every probe must obey; the others are declared by the probes that obey them.
@@ -20,12 +23,16 @@ UNIVERSAL_LAWS: frozenset[Law] = frozenset({"deterministic", "pure", "bounded"})
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric's unit and range (None where it has no bound), and one line that says what it is."""
+    """A metric's unit and range (None where it has no bound), and one line that says what it is.
+
+    `kind` is what a row of it claims (see `retarget.row.Kind`); None for the probe's own kind.
+    """
 
     unit: str
     meaning: str
     low: float | None = None
     high: float | None = None
+    kind: Kind | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +47,7 @@ class Subject:
         gamma: discount of competence, in (0, 1).
         level: required competence on B, as a share of the agent's own on A, in (0, 1].
         seed: names the random streams.
+        plan: training and held-out goals of the study, for probes over many goals; None lets them draw their own.
     """
 
     agent: Agent
@@ -49,6 +57,7 @@ class Subject:
     gamma: float = 0.95
     level: float = 0.95
     seed: int = 0
+    plan: GoalPlan | None = None
 
     def __post_init__(self) -> None:
         for name in ("gamma", "level"):
@@ -89,7 +98,10 @@ def _check_goal(world: World, goal: Goal) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a probe returns: measurements in the order of its metrics, and the edits it found on the way."""
+    """What a probe returns: measurements in the order of its metrics, and the edits it found on the way.
+
+    A metric that is measured under several protocols or doses has one measurement for each, next to each other.
+    """
 
     measurements: tuple[Measurement, ...]
     frontier: tuple[FrontierPoint, ...] = ()
@@ -98,7 +110,29 @@ class Outcome:
         for m in self.measurements:
             if m.metric == metric:
                 return m
-        raise KeyError(f"no metric {metric!r}; there are {', '.join(m.metric for m in self.measurements)}")
+        raise KeyError(f"no metric {metric!r}; there are {', '.join(self.metrics)}")
+
+    def at(self, metric: str, *, protocol: str | None = None, dose: float | None = None) -> Measurement:
+        """The measurement of a metric under one protocol and at one dose; None stands for any."""
+        for m in self.measurements:
+            if m.metric == metric and protocol in (None, m.protocol) and dose in (None, m.dose):
+                return m
+        raise KeyError(f"no {metric!r} under protocol {protocol!r} at dose {dose!r}")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics, each once, in order."""
+        return tuple(dict.fromkeys(m.metric for m in self.measurements))
+
+    def check(self, probe: Probe) -> None:
+        """Raise ProbeError unless every metric that the probe declares is there, in order, and no row stands twice."""
+        found = [m.metric for m in self.measurements]
+        if [m for i, m in enumerate(found) if i == 0 or found[i - 1] != m] != list(probe.metrics):
+            raise ProbeError(f"probe {probe.name!r} declares the metrics {list(probe.metrics)}, but returned {found}")
+        rows = [(m.metric, m.protocol, m.dose) for m in self.measurements]
+        twice = next((r for r in rows if rows.count(r) > 1), None)
+        if twice is not None:
+            raise ProbeError(f"probe {probe.name!r} returned {twice[0]} twice under one protocol and dose: {twice[1:]}")
 
 
 #: Called with the fraction done (0 to 1) and a few words, by probes that take long.
@@ -115,10 +149,15 @@ class Probe(ABC):
     metrics: ClassVar[Mapping[str, Metric]]
     laws: ClassVar[frozenset[Law]] = UNIVERSAL_LAWS
     needs_goal_b: ClassVar[bool] = False
+    kind: ClassVar[Kind] = "observation"
 
     @abstractmethod
     def measure(self, subject: Subject, *, progress: Progress | None = None) -> Outcome:
         """Measure a subject. Never raises for a subject that cannot be measured: that is `not_applicable`."""
+
+    def kind_of(self, metric: str) -> Kind:
+        """What kind of claim a row of one metric is."""
+        return self.metrics[metric].kind or self.kind
 
     def all_not_applicable(self, reason: str) -> Outcome:
         """Every metric as `not_applicable` with one reason."""

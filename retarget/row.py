@@ -13,9 +13,14 @@ if TYPE_CHECKING:  # Polars is loaded when a table is made, not when a row is
     import polars as pl
 
 Status = Literal["ok", "not_applicable", "failed"]
+#: What kind of claim a row is. `observation`: a number read off, judged by nothing. `characterization`: what describes
+#: a behaviour or an implementation best, by a fit. `evaluation`: held against a standard (the best that can be done).
+#: `experiment`: what an intervention did, beside a control.
+Kind = Literal["observation", "characterization", "evaluation", "experiment"]
+KINDS: tuple[Kind, ...] = ("observation", "characterization", "evaluation", "experiment")
 
 #: Raised whenever the meaning of a column changes; journals of another version are refused.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,9 @@ class Measurement:
         parts, n_cells: what that edit touches.
         spend: what finding the value took.
         code: the code that a length is measured in.
+        protocol: what was done, and to what it applies, where a metric is measured in several ways; e.g. the region
+            that counts as inside.
+        dose: how much of it, in the unit that the protocol names.
 
     >>> Measurement.ok("competence", 0.5)
     Measurement(metric='competence', status='ok', value=0.5, reason='')
@@ -52,11 +60,13 @@ class Measurement:
     n_cells: int | None = None
     spend: Spend | None = None
     code: str | None = None
+    protocol: str | None = None
+    dose: float | None = None
 
     def __post_init__(self) -> None:
         if self.status not in ("ok", "not_applicable", "failed"):
             raise ProbeError(f"status {self.status!r} of {self.metric!r} is none of ok, not_applicable, failed")
-        numbers = [v for v in (self.value, self.ci_low, self.ci_high) if v is not None]
+        numbers = [v for v in (self.value, self.ci_low, self.ci_high, self.dose) if v is not None]
         if any(not math.isfinite(v) for v in numbers):
             raise ProbeError(f"{self.metric!r} holds a number that is not finite; use null with a reason instead")
         if (self.status == "ok") != (self.value is not None) or (self.status == "ok") != (self.reason == ""):
@@ -76,8 +86,8 @@ class Measurement:
         return cls(metric, "ok", float(value), **rest)  # type: ignore[arg-type]
 
     @classmethod
-    def not_applicable(cls, metric: str, reason: str) -> Measurement:
-        return cls(metric, "not_applicable", None, reason)
+    def not_applicable(cls, metric: str, reason: str, **rest: object) -> Measurement:
+        return cls(metric, "not_applicable", None, reason, **rest)  # type: ignore[arg-type]
 
     @classmethod
     def failed(cls, metric: str, reason: str, **rest: object) -> Measurement:
@@ -144,6 +154,9 @@ _IDENTITY = (
 RESULT_COLUMNS: tuple[Column, ...] = (
     *_IDENTITY,
     Column("metric", "String", "", "what was measured"),
+    Column("kind", "String", "", "kind of claim: observation, characterization, evaluation or experiment"),
+    Column("protocol", "String", "", "what was done and what it applies to; null where a metric has one way alone"),
+    Column("dose", "Float64", "see protocol", "how much of it; null where there is no dial"),
     Column("unit", "String", "", "unit of value, ci_low and ci_high"),
     Column("status", "String", "", "ok, not_applicable or failed"),
     Column("reason", "String", "", "why there is no value; null when ok"),

@@ -269,11 +269,10 @@ def _finite(subject: Subject) -> tuple[FiniteWorld, StateGoal]:
 
 
 def _check_outcome(probe: Probe, outcome: Outcome) -> None:
-    names = [m.metric for m in outcome.measurements]
-    if names != list(probe.metrics):
-        raise ProbeError(
-            f"probe {probe.name!r} broke the law 'bounded': it declares {list(probe.metrics)}, and returned {names}"
-        )
+    try:
+        outcome.check(probe)
+    except ProbeError as error:
+        raise ProbeError(f"probe {probe.name!r} broke the law 'bounded': {error}") from error
     for m in outcome.measurements:
         bounds = probe.metrics[m.metric]
         low = -np.inf if bounds.low is None else bounds.low
@@ -293,6 +292,9 @@ def _same(
     *,
     tolerance: float = 0.0,
 ) -> None:
+    keys = [[(m.metric, m.protocol, m.dose) for m in o.measurements] for o in (first, second)]
+    if keys[0] != keys[1]:
+        raise ProbeError(f"probe {probe.name!r} broke the law {law!r}: it returned {keys[0]}, and then {keys[1]}")
     for a, b in zip(first.measurements, second.measurements, strict=True):
         near = a.value == b.value or (
             a.value is not None and b.value is not None and abs(a.value - b.value) <= tolerance * max(1, abs(a.value))

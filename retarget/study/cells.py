@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from retarget import __version__
 from retarget.catalogue import AgentSpec, NotApplicableHere, Recipe, build_agent
 from retarget.digest import canonical_json
-from retarget.errors import ProbeError, StudyError
+from retarget.errors import StudyError
 from retarget.goal import StateGoal
 from retarget.probe import Outcome, Probe, Progress, Subject
 from retarget.row import SCHEMA_VERSION, FrontierPoint, Measurement
@@ -221,7 +221,7 @@ def _measure(cell: Cell, probe: Probe, identity: Row, progress: Progress | None)
     given_b = goal_b if type(probe).needs_goal_b else None
     identity["agent_digest"] = agent.digest
     identity["goal_b_seen"] = goal_seen(agent, given_b)
-    subject = Subject(agent, world, goal_a, given_b, gamma=gamma, level=cell.level, seed=cell.seed)
+    subject = Subject(agent, world, goal_a, given_b, gamma=gamma, level=cell.level, seed=cell.seed, plan=goals)
     return probe.measure(subject, progress=progress), agent
 
 
@@ -272,26 +272,24 @@ def rows_of(
     Raises:
         ProbeError: when the probe returned other metrics than those it declares.
     """
-    found = [m.metric for m in outcome.measurements]
-    if found != list(probe.metrics):
-        raise ProbeError(f"probe {probe.name!r} declares the metrics {list(probe.metrics)}, but returned {found}")
-    rows = tuple(_result_row(identity, probe.metrics[m.metric].unit, m, agent) for m in outcome.measurements)
+    outcome.check(probe)
+    rows = tuple(_result_row(identity, probe, m, agent) for m in outcome.measurements)
     return rows, tuple({**identity, **_frontier_part(p)} for p in outcome.frontier)
 
 
 def failed_rows(identity: Mapping[str, object], probe: Probe, error: str, agent: Agent | None) -> tuple[Row, ...]:
     """A `failed` row for each metric of a probe."""
-    return tuple(
-        _result_row(identity, metric.unit, Measurement.failed(name, error), agent)
-        for name, metric in probe.metrics.items()
-    )
+    return tuple(_result_row(identity, probe, Measurement.failed(name, error), agent) for name in probe.metrics)
 
 
-def _result_row(identity: Mapping[str, object], unit: str, m: Measurement, agent: Agent | None) -> Row:
+def _result_row(identity: Mapping[str, object], probe: Probe, m: Measurement, agent: Agent | None) -> Row:
     return {
         **identity,
         "metric": m.metric,
-        "unit": unit,
+        "kind": probe.kind_of(m.metric),
+        "protocol": m.protocol,
+        "dose": None if m.dose is None else float(m.dose),
+        "unit": probe.metrics[m.metric].unit,
         "status": m.status,
         "reason": m.reason or None,
         "value": m.value,
