@@ -132,7 +132,7 @@ def test_restricting_an_edit_never_helps(subject: Subject) -> None:
             # an edit is found where the best competence suffices, and only there
             assert (bits.status == "ok") == enough
         if bits.status == "failed":
-            assert f"{competence.value:.4g}" in bits.reason
+            assert f"{competence.value:.4g}" in bits.reason or (enough and "does not hold" in bits.reason)
             continue
         assert bits.value is not None and whole.value is not None and bits.value >= whole.value
         touched = set((bits.parts or "").split("+"))
@@ -159,7 +159,12 @@ def test_the_frontier_tells_the_same_by_the_parts_that_its_edits_touch(subject: 
         frozen = roles[role] if which == "without" else every - roles[role]
         inside = [p for p in outcome.frontier if not frozen & set(p.parts.split("+"))]
         good = [p.bits for p in inside if p.competence >= required - 1e-9]
-        assert outcome[f"edit_bits_{which}_{role}"].value == (min(good) if good else None)
+        bits = outcome[f"edit_bits_{which}_{role}"].value
+        if isinstance(subject.agent, HasDraws) and subject.agent.draws:
+            # the shortest that also holds with other seeds, if any does
+            assert bits is None or bits in good
+        else:
+            assert bits == (min(good) if good else None)
         assert outcome[f"competence_b_{which}_{role}"].value == max([before, *(p.competence for p in inside)])
 
 
