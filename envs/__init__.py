@@ -26,6 +26,7 @@ _LAZY = {
     "Axis": "retarget.envs.control",
     "FiniteEnv": "retarget.envs.base",
     "GridWorld": "retarget.envs.grid",
+    "ShortcutWorld": "retarget.envs.shortcut",
     "make_world": "retarget.envs.make",
     "GymWorld": "retarget.envs.from_gym",
     "world_from_gym": "retarget.envs.from_gym",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from retarget.envs.grid import GridWorld
     from retarget.envs.make import make_world
     from retarget.envs.rollouts import Rollout, rollout
+    from retarget.envs.shortcut import ShortcutWorld
     from retarget.envs.vector import GridVectorWorld, VectorWorld
 
 __all__ = [
@@ -59,6 +61,7 @@ __all__ = [
     "GridWorld",
     "GymWorld",
     "Rollout",
+    "ShortcutWorld",
     "StartBox",
     "VectorWorld",
     "WorldEntry",

@@ -168,6 +168,25 @@ WORLDS: Mapping[str, WorldEntry] = MappingProxyType(
 )
 
 
+#: A grid with a strategy that data can leave out; built by `retarget.envs.shortcut`.
+SHORTCUT = WorldEntry(
+    "Shortcut",
+    "retarget/Shortcut-v0",
+    "a short way that stays shut until something is done elsewhere, and a long one that is always open",
+    MappingProxyType(
+        {
+            **_COMMON,
+            "size": WorldOption(11, "side of the grid in cells, outer walls included", low=7, high=MAX_SIZE),
+            "observation": WorldOption("index", "what an observation is", choices=OBSERVATIONS[:3]),
+            "kind": WorldOption("switch", "what opens the short way", choices=("switch", "key", "watcher")),
+            "flagged": WorldOption(
+                False, "whether states also show a flag, training or deployment, that holds for the episode"
+            ),
+        }
+    ),
+)
+
+
 def _box(name: str, gym_id: str, steps: int, summary: str) -> WorldEntry:
     options = {
         "start": WorldOption("standard", "where episodes start: as usual, or all over the states", choices=BOX_STARTS),
@@ -199,5 +218,5 @@ def find_entry(name: str) -> WorldEntry | None:
     for worlds in (WORLDS, BOX_WORLDS):
         if name in worlds:
             return worlds[name]
-    every = (*WORLDS.values(), *BOX_WORLDS.values())
-    return next((e for e in every if name in (e.id, e.gym_id)), None)
+    every = (*WORLDS.values(), *BOX_WORLDS.values(), SHORTCUT)
+    return next((e for e in every if name in (e.name, e.id, e.gym_id)), None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from retarget.envs.catalogue import BOX_WORLDS, WORLDS, find_entry
+from retarget.envs.catalogue import BOX_WORLDS, SHORTCUT, WORLDS, find_entry
 from retarget.errors import WorldError, unknown
 from retarget.world import WorldSpec
 
@@ -56,6 +56,10 @@ def make_world(world: str | WorldSpec, **options: object) -> Any:
         from retarget.envs.control import control_world
 
         return control_world(entry.name, **entry.resolve(given))
+    if entry.name == SHORTCUT.name:
+        from retarget.envs.shortcut import shortcut_world
+
+        return shortcut_world(**given)
     from retarget.envs.grid import GridWorld
 
     if "layout" in given:
@@ -97,7 +101,7 @@ def _from_gym(name: str, given: dict[str, object]) -> FiniteEnv:
         )
     if ":" in name or name.startswith("retarget/") or name not in registry:
         near = [n for n in registry if ":" not in n and not n.startswith("retarget/")]
-        known = [*WORLDS, *BOX_WORLDS, *(n for n in near if n.split("-")[0] in _TOY_TEXT)]
+        known = [*WORLDS, SHORTCUT.name, *BOX_WORLDS, *(n for n in near if n.split("-")[0] in _TOY_TEXT)]
         raise WorldError(unknown("world", name, known))
     from retarget.envs.from_gym import world_from_gym
 

@@ -23,6 +23,8 @@ def register_all() -> None:
                 vector_entry_point="retarget.envs.vector:GridVectorWorld",
                 kwargs={"layout": name},
             )
+    if "retarget/Shortcut-v0" not in registry:
+        register(id="retarget/Shortcut-v0", entry_point="retarget.envs.shortcut:ShortcutWorld")
     for name in BOX_NAMES:
         env_id = f"retarget/{name}-v0"
         if env_id not in registry:

@@ -6,12 +6,27 @@ from collections.abc import Mapping
 
 from retarget.probe import Probe
 from retarget.probes.behaviour import Behaviour
+from retarget.probes.decomposition import Decomposition
+from retarget.probes.filtered import Filtered
+from retarget.probes.goal_map import GoalMap
 from retarget.probes.prequential import Prequential
 from retarget.probes.retargetability import Retargetability
 from retarget.probes.robustness import Robustness
 from retarget.probes.where import Where
 
 #: Probes by name, for studies and the command line.
-PROBES: Mapping[str, type[Probe]] = {p.name: p for p in (Retargetability, Robustness, Behaviour, Prequential, Where)}
+PROBES: Mapping[str, type[Probe]] = {
+    p.name: p for p in (Retargetability, Robustness, Behaviour, Prequential, Where, GoalMap, Decomposition, Filtered)
+}
 
-__all__ = ["PROBES", "Behaviour", "Prequential", "Retargetability", "Robustness", "Where"]
+__all__ = [
+    "PROBES",
+    "Behaviour",
+    "Decomposition",
+    "Filtered",
+    "GoalMap",
+    "Prequential",
+    "Retargetability",
+    "Robustness",
+    "Where",
+]

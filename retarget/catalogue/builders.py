@@ -8,7 +8,7 @@ from retarget.agent import Agent
 from retarget.agents.controller import Controller
 from retarget.agents.planner import exact_planner, learned_planner
 from retarget.agents.tabular import GoalTable, QTable, train_q_table
-from retarget.catalogue import networks, searchers
+from retarget.catalogue import networks, searchers, shortcuts
 from retarget.catalogue.entries import AgentEntry, NotApplicableHere, Option, Recipe
 from retarget.goal import StateGoal
 
@@ -114,4 +114,5 @@ ENTRIES = (
     }
     | searchers.ENTRIES
     | networks.ENTRIES
+    | shortcuts.ENTRIES
 )

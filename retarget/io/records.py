@@ -290,7 +290,7 @@ KINDS: dict[str, Kind] = {
 #: Kinds of agent of the catalogue whose agents have a record here.
 SAVED = frozenset({
     "q_table", "goal_table", "controller", "planner", "depth_planner", "learned_planner", "tree_search", "alphazero",
-    "path_planner", "network_model", "mc_aixi", "network",
+    "path_planner", "network_model", "mc_aixi", "network", "demo_table", "demo_planner", "demo_network",
 })  # fmt: skip
 
 
