@@ -27,6 +27,14 @@ _LAZY = {
     "FiniteEnv": "retarget.envs.base",
     "GridWorld": "retarget.envs.grid",
     "ShortcutWorld": "retarget.envs.shortcut",
+    "BlindedObservations": "retarget.envs.shifts",
+    "StartsBeyond": "retarget.envs.shifts",
+    "StartsFrom": "retarget.envs.shifts",
+    "StartsMixed": "retarget.envs.shifts",
+    "SwappedObservations": "retarget.envs.shifts",
+    "BoxStartsFrom": "retarget.envs.shifts_box",
+    "OffsetObservations": "retarget.envs.shifts_box",
+    "ReplacedObservations": "retarget.envs.shifts_box",
     "make_world": "retarget.envs.make",
     "GymWorld": "retarget.envs.from_gym",
     "world_from_gym": "retarget.envs.from_gym",
@@ -46,6 +54,8 @@ if TYPE_CHECKING:
     from retarget.envs.grid import GridWorld
     from retarget.envs.make import make_world
     from retarget.envs.rollouts import Rollout, rollout
+    from retarget.envs.shifts import BlindedObservations, StartsBeyond, StartsFrom, StartsMixed, SwappedObservations
+    from retarget.envs.shifts_box import BoxStartsFrom, OffsetObservations, ReplacedObservations
     from retarget.envs.shortcut import ShortcutWorld
     from retarget.envs.vector import GridVectorWorld, VectorWorld
 
@@ -53,16 +63,24 @@ __all__ = [
     "BOX_WORLDS",
     "WORLDS",
     "Axis",
+    "BlindedObservations",
     "BoxEnv",
+    "BoxStartsFrom",
     "ControlWorld",
     "Feature",
     "FiniteEnv",
     "GridVectorWorld",
     "GridWorld",
     "GymWorld",
+    "OffsetObservations",
+    "ReplacedObservations",
     "Rollout",
     "ShortcutWorld",
     "StartBox",
+    "StartsBeyond",
+    "StartsFrom",
+    "StartsMixed",
+    "SwappedObservations",
     "VectorWorld",
     "WorldEntry",
     "WorldOption",

@@ -8,15 +8,31 @@ from retarget.probe import Probe
 from retarget.probes.behaviour import Behaviour
 from retarget.probes.decomposition import Decomposition
 from retarget.probes.filtered import Filtered
+from retarget.probes.goal_directedness import GoalDirectedness
 from retarget.probes.goal_map import GoalMap
+from retarget.probes.out_of_distribution import OutOfDistribution
 from retarget.probes.prequential import Prequential
 from retarget.probes.retargetability import Retargetability
 from retarget.probes.robustness import Robustness
+from retarget.probes.weights import Weights
 from retarget.probes.where import Where
 
 #: Probes by name, for studies and the command line.
 PROBES: Mapping[str, type[Probe]] = {
-    p.name: p for p in (Retargetability, Robustness, Behaviour, Prequential, Where, GoalMap, Decomposition, Filtered)
+    p.name: p
+    for p in (
+        Retargetability,
+        Robustness,
+        Behaviour,
+        Prequential,
+        Where,
+        GoalMap,
+        Decomposition,
+        OutOfDistribution,
+        Filtered,
+        Weights,
+        GoalDirectedness,
+    )
 }
 
 __all__ = [
@@ -24,9 +40,12 @@ __all__ = [
     "Behaviour",
     "Decomposition",
     "Filtered",
+    "GoalDirectedness",
     "GoalMap",
+    "OutOfDistribution",
     "Prequential",
     "Retargetability",
     "Robustness",
+    "Weights",
     "Where",
 ]

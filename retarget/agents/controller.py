@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from retarget.agent import Agent, Carry, Categorical, Part, Real, SlotWrite, own
+from retarget.agent import Agent, Carry, Categorical, Part, Real, Scores, SlotWrite, own
 from retarget.agents.tabular import default_palette
 from retarget.errors import AgentError
 from retarget.goal import StateGoal
@@ -95,3 +95,9 @@ class Controller(Agent):
 
     def slot_candidates(self) -> tuple[SlotWrite, ...]:
         return tuple(dict.fromkeys(self._write(s) for s in range(len(self.position))))
+
+    def scores_at(self, obs: np.ndarray) -> Scores:
+        """Its own scores, with a set-point that may lie between cells."""
+        from retarget.agents.scores import controller_scores
+
+        return controller_scores(self.setpoint, self.gain, self.position[np.asarray(obs)])

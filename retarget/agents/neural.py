@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from retarget.agent import Agent, Alphabet, Categorical, Part, Real, SlotWrite, own
+from retarget.agent import Agent, Alphabet, Categorical, Part, Real, Scores, SlotWrite, own
 from retarget.digest import digest_of
 from retarget.errors import AgentError, EditError, unknown
 from retarget.goal import Goal, RegionGoal
@@ -23,6 +23,8 @@ from retarget.rng import word
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+    from retarget.units import Ablation, UnitLayer
 
 #: Kinds of networks, and the torch module (in which module) that each is.
 KINDS: dict[str, tuple[str, str]] = {
@@ -495,6 +497,12 @@ class NetworkAgent(Agent):
         scores, after = call(self.architecture, parts, x[:, None], carry)
         return scores[:, 0], after
 
+    def scores_at(self, obs: np.ndarray) -> Scores:
+        """The network's own scores and their Jacobian in the weights, and in a goal slot that holds real numbers."""
+        from retarget.agents.scores import network_scores
+
+        return network_scores(self, obs)
+
     def scores(self, parts: Mapping[str, Tensor], obs: Tensor, *, steps: int = 1) -> Tensor:
         """Scores `[N, A]` of lessons: rows come in episodes of `steps`, which matters to a network with memory."""
         x = self.sensor(obs, parts.get(GOAL), dtype=self.dtype)
@@ -502,6 +510,18 @@ class NetworkAgent(Agent):
             return call(self.architecture, parts, x, None)[0]
         folded = x.reshape(-1, steps, *x.shape[1:])
         return call(self.architecture, parts, folded, None)[0].reshape(len(x), -1)
+
+    # -- units -----------------------------------------------------------------------------------------------------
+
+    def unit_layers(self) -> tuple[UnitLayer, ...]:
+        from retarget.agents.ablation import sites
+
+        return tuple(s.layer for s in sites(self.architecture))
+
+    def ablated(self, layer: str, units: Sequence[int], obs: np.ndarray, *, among: np.ndarray) -> Ablation:
+        from retarget.agents.ablation import ablated
+
+        return ablated(self, layer, units, obs, among=among)
 
 
 def call(architecture: Architecture, parts: Mapping[str, Tensor], x: Tensor, carry: object) -> tuple[Tensor, object]:

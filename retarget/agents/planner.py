@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from retarget.agent import Agent, Carry, Categorical, Part, Real, SlotWrite, own
+from retarget.agent import Agent, Carry, Categorical, Part, Real, Scores, SlotWrite, own
 from retarget.agents.tabular import default_palette, starts_beside
 from retarget.errors import AgentError
 from retarget.goal import StateGoal
@@ -132,6 +132,12 @@ class Planner(Agent):
 
     def slot_candidates(self) -> tuple[SlotWrite, ...]:
         return tuple(SlotWrite("reward", 0.0, ((s, 1.0),)) for s in range(len(self.reward)))
+
+    def scores_at(self, obs: np.ndarray) -> Scores:
+        """A mixture of the plans for one rewarded state each, weighted by the slot; exact where one is rewarded."""
+        from retarget.agents.scores import planner_scores
+
+        return planner_scores(self, obs)
 
 
 def reward_for(goal: StateGoal, n_states: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from retarget.agent import Agent, Carry, Categorical, Part, Real, SlotWrite, TableView, own
+from retarget.agent import Agent, Carry, Categorical, Part, Real, Scores, SlotWrite, TableView, own
 from retarget.errors import AgentError, GoalError
 from retarget.goal import StateGoal
 from retarget.spend import Spend
@@ -128,6 +128,12 @@ class TablePolicy(Agent):
         cell = np.repeat(np.arange(s)[:, None], self.n_actions, axis=1)
         return TableView("policy", cell, np.tile(np.arange(self.n_actions), (s, 1)), np.arange(self.n_actions))
 
+    def scores_at(self, obs: np.ndarray) -> Scores:
+        """A soft-max table with one score a cell, the probability that the symbol stands for."""
+        from retarget.agents.scores import table_scores
+
+        return table_scores(self.palette[self.symbols], obs, part="policy", kind=self.kind)
+
     def retrained(self, world: object, goal: StateGoal, *, budget: int, seed: int) -> tuple[Agent, Spend]:
         """A table trained afresh by Q-learning for `budget` episodes from exploring starts; states never visited
         keep what they had."""
@@ -215,6 +221,12 @@ class QTable(Agent):
         cell = np.arange(s * n).reshape(s, n)
         rival = np.stack([np.delete(self.q, a, axis=1).max(1) if n > 1 else self.q[:, 0] for a in range(n)], axis=1)
         return TableView("q", cell, _short_value_above(rival))
+
+    def scores_at(self, obs: np.ndarray) -> Scores:
+        """One score a cell: the value itself."""
+        from retarget.agents.scores import table_scores
+
+        return table_scores(self.q, obs, part="q", kind=self.kind)
 
     def retrained(self, world: object, goal: StateGoal, *, budget: int, seed: int) -> tuple[Agent, Spend]:
         """The table after `budget` more episodes of Q-learning toward `goal`, from zeroed values.
@@ -308,6 +320,13 @@ class GoalTable(Agent):
         _g, s = self.symbols.shape
         cell = np.repeat((self.active * s + np.arange(s))[:, None], self.n_actions, axis=1)
         return TableView("table", cell, np.tile(np.arange(self.n_actions), (s, 1)), np.arange(self.n_actions))
+
+    def scores_at(self, obs: np.ndarray) -> Scores:
+        """A mixture of the rows with one weight a symbol of the slot, and one score a cell of the rows."""
+        from retarget.agents.scores import goal_table_scores
+
+        rows = default_palette(self.n_actions)[self.symbols]
+        return goal_table_scores(rows, self.active, obs, parts=("goal", "table"), kind=self.kind)
 
     def retrained(self, world: object, goal: StateGoal, *, budget: int, seed: int) -> tuple[Agent, Spend]:
         """The active row trained afresh toward `goal` by Q-learning for `budget` episodes."""

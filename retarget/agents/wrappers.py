@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from retarget.agent import Agent, Carry, HasGoalSlot, HasTable, Part, SlotWrite, TableView
+from retarget.agent import Agent, Carry, HasGoalSlot, HasScores, HasTable, Part, Scores, SlotWrite, TableView
 from retarget.errors import AgentError
 from retarget.goal import StateGoal
 from retarget.world import FiniteModel, FiniteWorld, WorldSpec
@@ -39,6 +39,12 @@ class _Wrapper(Agent):
     @property
     def flops_per_action(self) -> float:
         return self.inner.flops_per_action
+
+    def scores_at(self, obs: np.ndarray) -> Scores:
+        """The scores of the agent inside. Raises AgentError where it has none."""
+        if not isinstance(self.inner, HasScores):
+            raise AgentError(f"agent {self.inner.kind!r} has no scores of actions that move smoothly with its numbers")
+        return self.inner.scores_at(obs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +94,18 @@ class Padded(_Wrapper):
     def policy(self, obs: np.ndarray, carry: Carry = None) -> tuple[np.ndarray, Carry]:
         return self.inner.policy(obs, carry)
 
+    def scores_at(self, obs: np.ndarray) -> Scores:
+        """The scores of the agent inside; they do not move with the dead cells."""
+        inner = super().scores_at(obs)
+        if self.part not in inner.parts:
+            return inner
+        names = list(inner.parts)
+        end = sum(inner.parts[n] for n in names[: names.index(self.part) + 1])
+        dead = np.zeros((*inner.value.shape, np.size(self.dead)))
+        jacobian = np.concatenate([inner.jacobian[:, :, :end], dead, inner.jacobian[:, :, end:]], axis=2)
+        counts = {n: c + (np.size(self.dead) if n == self.part else 0) for n, c in inner.parts.items()}
+        return Scores(inner.relaxation, inner.value, jacobian, counts)
+
     def blank(self, seed: int) -> Padded:
         return replace(self, inner=self.inner.blank(seed))
 
@@ -126,6 +144,9 @@ class Relabelled(_Wrapper):
 
     def policy(self, obs: np.ndarray, carry: Carry = None) -> tuple[np.ndarray, Carry]:
         return self.inner.policy(self._old[np.asarray(obs)], carry)
+
+    def scores_at(self, obs: np.ndarray) -> Scores:
+        return super().scores_at(self._old[np.asarray(obs)])
 
     def blank(self, seed: int) -> Relabelled:
         return replace(self, inner=self.inner.blank(seed))
