@@ -9,7 +9,9 @@ from retarget.probes.behaviour import Behaviour
 from retarget.probes.decomposition import Decomposition
 from retarget.probes.filtered import Filtered
 from retarget.probes.goal_directedness import GoalDirectedness
+from retarget.probes.goal_gradient import GoalGradient
 from retarget.probes.goal_map import GoalMap
+from retarget.probes.intrinsic_dimension import IntrinsicDimension
 from retarget.probes.out_of_distribution import OutOfDistribution
 from retarget.probes.prequential import Prequential
 from retarget.probes.retargetability import Retargetability
@@ -28,10 +30,12 @@ PROBES: Mapping[str, type[Probe]] = {
         Where,
         GoalMap,
         Decomposition,
+        GoalGradient,
         OutOfDistribution,
         Filtered,
         Weights,
         GoalDirectedness,
+        IntrinsicDimension,
     )
 }
 
@@ -41,7 +45,9 @@ __all__ = [
     "Decomposition",
     "Filtered",
     "GoalDirectedness",
+    "GoalGradient",
     "GoalMap",
+    "IntrinsicDimension",
     "OutOfDistribution",
     "Prequential",
     "Retargetability",
