@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from retarget.probe import Probe
+from retarget.probes.adaptation import Adaptation
 from retarget.probes.behaviour import Behaviour
 from retarget.probes.decomposition import Decomposition
 from retarget.probes.filtered import Filtered
@@ -12,6 +13,8 @@ from retarget.probes.goal_directedness import GoalDirectedness
 from retarget.probes.goal_gradient import GoalGradient
 from retarget.probes.goal_map import GoalMap
 from retarget.probes.intrinsic_dimension import IntrinsicDimension
+from retarget.probes.narrowness import Narrowness
+from retarget.probes.orbits import OrbitRetargetability
 from retarget.probes.out_of_distribution import OutOfDistribution
 from retarget.probes.prequential import Prequential
 from retarget.probes.retargetability import Retargetability
@@ -31,16 +34,20 @@ PROBES: Mapping[str, type[Probe]] = {
         GoalMap,
         Decomposition,
         GoalGradient,
+        Narrowness,
         OutOfDistribution,
         Filtered,
         Weights,
         GoalDirectedness,
+        Adaptation,
+        OrbitRetargetability,
         IntrinsicDimension,
     )
 }
 
 __all__ = [
     "PROBES",
+    "Adaptation",
     "Behaviour",
     "Decomposition",
     "Filtered",
@@ -48,6 +55,8 @@ __all__ = [
     "GoalGradient",
     "GoalMap",
     "IntrinsicDimension",
+    "Narrowness",
+    "OrbitRetargetability",
     "OutOfDistribution",
     "Prequential",
     "Retargetability",
