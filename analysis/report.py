@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 from retarget.analysis.anatomy import COLUMNS as WHERE_COLUMNS
 from retarget.analysis.anatomy import where_table
 from retarget.analysis.checks import Check, check_all, number, with_interval
+from retarget.analysis.conjectures_page import Card, section_of
 from retarget.analysis.editors import EDITOR_COLUMNS, editor_table
 from retarget.analysis.figures import Figure, draw_all
 from retarget.analysis.page import Cell, embedded, figure_cell, json_block, key_list, label, page, static_table, text
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
     import polars as pl
 
 _RESULTS_SHOWN = (
-    "world", "agent", "goal_a", "goal_b", "goal_b_seen", "seed", "probe", "metric", "value", "unit", "status", "reason",
-    "editor", "n_cells",
+    "world", "agent", "goal_a", "goal_b", "goal_b_seen", "seed", "probe", "metric", "protocol", "dose", "value", "unit",
+    "status", "reason", "editor", "n_cells",
 )  # fmt: skip
 _RESULTS_PICKS = ("agent", "world", "probe", "metric", "status")
 _FRONTIER_SHOWN = (
@@ -103,6 +104,7 @@ def report_html(results: pl.DataFrame, frontiers: pl.DataFrame | None = None) ->
     sections = [
         ("found", "What was found", _headline(results, checks) + _figures(first)),
         ("expected", "Held against what was expected", _checks(checks)),
+        ("conjectures", "The conjectures", _conjectures(results)),
         ("figures", "Figures", _figures(rest)),
         ("agents", "Agents, over all worlds", _summary(results)),
         ("details", "Pairs, growth and goals", _pairs(results) + _growth(results) + _goals(results)),
@@ -271,6 +273,25 @@ def _link(check: Check) -> str:
     if not check.rows:
         return ""
     return f' <a href="#results?{text(urlencode(list(check.rows)))}">rows</a>'
+
+
+def _conjectures(results: pl.DataFrame) -> str:
+    section = section_of(results)
+    if section is None:
+        return ""
+    about = "".join(f"<dt>{text(name)}</dt><dd>{text(words)}</dd>" for name, words in section.about)
+    caveats = "".join(f"<p>{text(words)}</p>" for words in section.caveats)
+    rule = "holds when the whole 95% interval has the sign that was expected, does not hold when none of it has"
+    found = f"<p>Each is told by one rule: it {rule}; else it cannot be told.</p>"
+    blocks = [_card(f"<dl>{about}</dl>{found}", title="What is conjectured"), _checks(section.checks)]
+    blocks.append(_figures(list(section.figures)))
+    blocks += [_folding(card) for card in section.cards]
+    return "".join([*blocks, _card(caveats, title="What these numbers cannot say")])
+
+
+def _folding(card: Card) -> str:
+    table = _card(static_table(card.head, card.rows), title=card.title, note=card.note)
+    return f"<details><summary>{text(card.folded)}</summary>{table}</details>" if card.folded else table
 
 
 # --- figures and tables ------------------------------------------------------------------------------------------

@@ -22,8 +22,12 @@ class Behaviour(Probe):
     needs_goal_b: ClassVar[bool] = True
     metrics: ClassVar = {
         "policy_entropy": Metric("bit", "mean entropy of the action distribution over the starts", 0.0, None),
-        "agreement_a": Metric("1", "mean probability, over the starts, of an action that is optimal for A", 0.0, 1.0),
-        "agreement_b": Metric("1", "mean probability, over the starts, of an action that is optimal for B", 0.0, 1.0),
+        "agreement_a": Metric(
+            "1", "mean probability, over the starts, of an action that is optimal for A", 0.0, 1.0, "evaluation"
+        ),
+        "agreement_b": Metric(
+            "1", "mean probability, over the starts, of an action that is optimal for B", 0.0, 1.0, "evaluation"
+        ),
         "states_to_change": Metric(
             "states", "states (from which B can be reached) where some action taken is not optimal for B", 0.0, None
         ),

@@ -50,8 +50,8 @@ class Prequential(Probe):
         "prequential_ratio": Metric("1", "the first over the second: below 1, what the agent knows helps", 0.0, None),
         "first_block_bits": Metric("bit", "length of the first block, before anything was learned, agent", 0.0, None),
         "first_block_blank_bits": Metric("bit", "the same, blank", 0.0, None),
-        "uniform_bits": Metric("bit", "length of the lessons if every action were as likely", 0.0, None),
-        "prequential_lessons": Metric("lessons", "number of lessons", 0.0, None),
+        "uniform_bits": Metric("bit", "length of the lessons if every action were as likely", 0.0, None, "observation"),
+        "prequential_lessons": Metric("lessons", "number of lessons", 0.0, None, "observation"),
         "prequential_shuffled_bits": Metric("bit", "control: the first for lessons with shuffled answers", 0.0, None),
     }  # fmt: skip
     # the first block is of states drawn by name, so that renaming them changes it; the whole length of tables and slots

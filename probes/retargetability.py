@@ -55,9 +55,11 @@ class Retargetability(Probe):
     kind: ClassVar[Kind] = "experiment"
     needs_goal_b: ClassVar[bool] = True
     metrics: ClassVar = {
-        "competence_a": Metric("1", "competence on the agent's own goal", 0.0, 1.0),
-        "required_competence": Metric("1", "level times competence_a: what counts as retargeted", 0.0, 1.0),
-        "competence_b_before": Metric("1", "competence on B of the unedited agent", 0.0, 1.0),
+        "competence_a": Metric("1", "competence on the agent's own goal", 0.0, 1.0, "evaluation"),
+        "required_competence": Metric(
+            "1", "level times competence_a: what counts as retargeted", 0.0, 1.0, "observation"
+        ),
+        "competence_b_before": Metric("1", "competence on B of the unedited agent", 0.0, 1.0, "evaluation"),
         "competence_b_after": Metric("1", "competence on B of the agent with the shortest edit applied", 0.0, 1.0),
         "competence_b_fresh": Metric("1", "the same on fresh starts, where estimated, or with fresh seeds", 0.0, 1.0),
         "edit_bits": Metric("bit", f"length of the shortest edit of the agent, {_BITS}", 0.0, None),
@@ -74,9 +76,11 @@ class Retargetability(Probe):
         "random_success_rate": Metric("1", "control: share of those random edits that meet the requirement", 0.0, 1.0),
         "dead_location_bits": Metric("bit", "control: what dead cells in the edited part add to the edit", 0.0, None),
         "cells_bare_success": Metric("cells", "fewest table cells found for reaching B from every start", 0.0, None),
-        "cells_bare_success_bound": Metric("cells", "proven fewest for that (minimum-cost arborescence)", 0.0, None),
+        "cells_bare_success_bound": Metric(
+            "cells", "proven fewest for that (minimum-cost arborescence)", 0.0, None, "characterization"
+        ),
         "cells_found": Metric("cells", "fewest table cells found for the required competence", 0.0, None),
-        "cells_bound": Metric("cells", "proven lower bound on that", 0.0, None),
+        "cells_bound": Metric("cells", "proven lower bound on that", 0.0, None, "characterization"),
     }  # fmt: skip
     # not `relabel_invariant` as it stands: retraining draws its episodes by the names of states; without the editors
     # that retrain it is, and a test holds it to that

@@ -25,9 +25,11 @@ _OF_ROLE: Mapping[str, tuple[str, str]] = {
 
 def _metrics() -> dict[str, Metric]:
     out = {
-        "competence_a": Metric("1", "competence on the agent's own goal", 0.0, 1.0),
-        "required_competence": Metric("1", "level times competence_a: what counts as retargeted", 0.0, 1.0),
-        "competence_b_before": Metric("1", "competence on B of the unedited agent", 0.0, 1.0),
+        "competence_a": Metric("1", "competence on the agent's own goal", 0.0, 1.0, "evaluation"),
+        "required_competence": Metric(
+            "1", "level times competence_a: what counts as retargeted", 0.0, 1.0, "observation"
+        ),
+        "competence_b_before": Metric("1", "competence on B of the unedited agent", 0.0, 1.0, "evaluation"),
         "edit_bits": Metric("bit", "length of the shortest edit, whatever it touches: an upper bound", 0.0, None),
         "competence_b_best": Metric("1", "best competence on B of all edits found", 0.0, 1.0),
     }

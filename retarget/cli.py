@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from retarget import cli_layers
+from retarget import cli_evaluate, cli_layers
 from retarget.cli_shared import make_console, make_folder, one_thread, parse_goal, parse_goals, parse_options
 
 if TYPE_CHECKING:
@@ -71,8 +71,11 @@ def _root(
 def run(
     study: Annotated[
         Path | None,
-        typer.Argument(help="Study file (TOML), or ladder (the default), networks, architectures, search, control."),
+        typer.Argument(
+            help="Study file (TOML), or ladder (the default), networks, architectures, search, control, conjectures."
+        ),
     ] = None,
+    small: Annotated[bool, typer.Option("--small", help="The small version of a study that has one.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/NAME without one.")] = None,
     workers: Annotated[int, typer.Option(help="Worker processes; 0 for one a core.", min=0)] = 0,
     shard: Annotated[str, typer.Option(help="Run part i of n, such as 2/4; parts share one --out.")] = "1/1",
@@ -83,9 +86,10 @@ def run(
     one_thread()
     from retarget.study.run import Shard, run_study
     from retarget.study.screen import Screen
-    from retarget.study.spec import default_study_path, load_study
+    from retarget.study.spec import default_study_path, load_study, small_study
 
-    plan = load_study(study if study is not None else default_study_path())
+    named = study if study is not None else default_study_path()
+    plan = load_study(small_study(named) if small else named)
     if seeds:
         plan = plan.with_seeds(_seeds(seeds))
     part = Shard.parse(shard)
@@ -267,6 +271,7 @@ def _measure(
 
 app.command()(cli_layers.layers)
 app.command()(cli_layers.organism)
+app.command()(cli_evaluate.evaluate)
 
 
 @app.command()
@@ -284,9 +289,9 @@ def report(run: Annotated[Path, typer.Argument(help="Folder of a finished run.")
 @app.command()
 def worlds() -> None:
     """List the worlds and their options."""
-    from retarget.envs.catalogue import BOX_WORLDS, WORLDS
+    from retarget.envs.catalogue import BOX_WORLDS, SHORTCUT, WORLDS
 
-    for id, entry in {**WORLDS, **BOX_WORLDS}.items():
+    for id, entry in {**WORLDS, SHORTCUT.name: SHORTCUT, **BOX_WORLDS}.items():
         _entry(id, entry.summary, {n: (o.default, o.meaning) for n, o in entry.options.items()})
     typer.echo("Any registered Gymnasium environment that carries a transition table works too, such as FrozenLake-v1.")
 

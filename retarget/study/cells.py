@@ -158,7 +158,8 @@ def plan(study: Study) -> tuple[Cell, ...]:
                     continue
                 for pair in range(study.goal_pairs):
                     for probe in study.probes:
-                        if needs_b[probe] or pair in firsts:
+                        asked = probe.worlds is None or world.id in probe.worlds
+                        if asked and (needs_b[probe] or pair in firsts):
                             where = (seed, pair, study.goal_pairs, study.gamma, study.level)
                             cells.append(Cell(study.name, world, agent.spec, probe, *where))
     if len({c.key for c in cells}) < len(cells):

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ProbeSpec:
-    """What rebuilds a probe: its id and options.
+    """What rebuilds a probe: its id and options; and the ids of the worlds that a study asks it in (None for all).
 
     >>> ProbeSpec.of("robustness").as_dict()
     {'id': 'robustness'}
@@ -39,6 +39,7 @@ class ProbeSpec:
 
     id: str
     options: tuple[tuple[str, object], ...] = ()
+    worlds: tuple[str, ...] | None = None
 
     @classmethod
     def of(cls, id: str, **options: object) -> ProbeSpec:
@@ -51,7 +52,8 @@ class ProbeSpec:
         return f"{self.id}({inside})" if inside else self.id
 
     def as_dict(self) -> dict[str, object]:
-        return {"id": self.id, **dict(self.options)}
+        only: dict[str, object] = {} if self.worlds is None else {"worlds": list(self.worlds)}
+        return {"id": self.id, **dict(self.options), **only}
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,8 @@ STUDIES: Mapping[str, str] = {
     "architectures": "five kinds of networks, trained in three ways (about half an hour)",
     "search": "searches from one simulation to thousands, over true and learned models (about half an hour)",
     "control": "networks in worlds with continuous states (about half an hour)",
+    "conjectures": "what goes together: every probe on a dozen kinds of agent and more, 5 seeds (hours)",
+    "conjectures-small": "the same in two small worlds, 2 seeds (minutes): `retarget run conjectures --small`",
 }
 
 
@@ -132,6 +136,21 @@ def study_path(name: str | Path = "ladder") -> Path:
 def default_study_path() -> Path:
     """The study that `retarget run` takes when none is named."""
     return study_path("ladder")
+
+
+def small_study(name: str | Path) -> str:
+    """The name of the small version of a study that comes with the library.
+
+    Raises:
+        StudyError: where it has none.
+
+    >>> small_study("conjectures")
+    'conjectures-small'
+    """
+    if f"{name}-small" not in STUDIES:
+        small = [s for s in STUDIES if f"{s}-small" in STUDIES]
+        raise StudyError(f"study {str(name)!r} has no small version; those that have one: {', '.join(small)}")
+    return f"{name}-small"
 
 
 def load_study(path: str | Path) -> Study:
@@ -202,7 +221,7 @@ class _Reader:
             seeds=self.seeds(),
             worlds=tuple(worlds.values()),
             agents=self.agents({w.id for w in worlds.values()}),
-            probes=self.probes(),
+            probes=self.probes({w.id for w in worlds.values()}),
             goal_pairs=self.goal_pairs(),
             gamma=self.share("gamma", 0.95, closed=False),
             level=self.share("level", 0.95, closed=True),
@@ -323,13 +342,14 @@ class _Reader:
             if canonical_json(other.spec.as_dict()) == canonical_json(agent.spec.as_dict()):
                 self.fail(path, f"agents {other.spec.label!r} and {agent.spec.label!r} are the same; remove one")
 
-    def probes(self) -> tuple[ProbeSpec, ...]:
+    def probes(self, worlds: set[str]) -> tuple[ProbeSpec, ...]:
         out: list[ProbeSpec] = []
         for path, given, id in self.tables("probes"):
             defaults = self.at((*path, "id"), probe_defaults, id)
+            only = self.world_names((*path, "worlds"), given.pop("worlds", None), worlds)
             for key, value in given.items():
                 self.at((*path, key), check_option, f"probe {id!r}", key, value, defaults)
-            spec = ProbeSpec(id, tuple(sorted(given.items())))
+            spec = ProbeSpec(id, tuple(sorted(given.items())), only)
             self.at(path, make_probe, spec)
             if spec in out:
                 self.fail(path, f"probe {spec.label} is named twice; remove one")
