@@ -523,10 +523,13 @@ def _gaps(results: pl.DataFrame) -> str:
 
 
 def _means(results: pl.DataFrame) -> str:
-    head = [("agent", ""), ("world", ""), ("states", ""), ("metric", ""), ("mean", ""), ("unit", ""), ("ok", "rows")]
-    head += [("n.a.", "rows"), ("failed", "rows")]
+    means = metric_means(results)
+    several = means["protocol"].drop_nulls().len() + means["dose"].drop_nulls().len() > 0
+    head = [("agent", ""), ("world", ""), ("states", ""), ("metric", "")]
+    head += [("protocol", ""), ("dose", "")] if several else []
+    head += [("mean", ""), ("unit", ""), ("ok", "rows"), ("n.a.", "rows"), ("failed", "rows")]
     rows = []
-    for r in metric_means(results).rows(named=True):
+    for r in means.rows(named=True):
         some = r["ci_low"] is not None
         note = (
             ""
@@ -537,6 +540,7 @@ def _means(results: pl.DataFrame) -> str:
         )
         rows.append(
             [label(r["agent"]), label(r["world"]), _int_cell(r["n_states"]), label(r["metric"].replace("_", " "))]
+            + ([label(r["protocol"] or ""), figure_cell(number(r["dose"]), r["dose"], "")] if several else [])
             + [figure_cell(number(r["mean"]), r["mean"], note), label(r["unit"] or "")]
             + [_int_cell(r[s]) for s in ("ok", "not_applicable", "failed")]
         )

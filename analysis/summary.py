@@ -344,17 +344,17 @@ def _summary_schema() -> dict[str, pl.DataType]:
 
 
 def metric_means(results: pl.DataFrame) -> pl.DataFrame:
-    """Mean, interval and counts of every metric by agent, world and probe; a user's own probes included.
+    """Mean, interval and counts of every metric by agent, world and probe, protocol and dose; a user's own included.
 
     Intervals are over rows, where there are at least `FEW`; of a single row, its own.
 
     Returns:
-        Columns `agent`, `world`, `n_states`, `probe`, `metric`, `unit`, `mean`, `ci_low`, `ci_high`, `ok`,
-        `not_applicable`, `failed`.
+        Columns `agent`, `world`, `n_states`, `probe`, `metric`, `unit`, `protocol`, `dose`, `mean`, `ci_low`,
+        `ci_high`, `ok`, `not_applicable`, `failed`.
     """
     import polars as pl
 
-    keys = ["agent_id", "agent", "world_id", "world", "n_states", "probe", "metric", "unit"]
+    keys = ["agent_id", "agent", "world_id", "world", "n_states", "probe", "metric", "unit", "protocol", "dose"]
     groups = results.group_by(keys).agg(
         pl.col("value").filter(pl.col("status") == "ok").sort().alias("values"),
         pl.col("ci_low", "ci_high").filter(pl.col("status") == "ok"),
@@ -368,24 +368,24 @@ def metric_means(results: pl.DataFrame) -> pl.DataFrame:
             agent_name(r["agent_id"], r["agent"]).sort_key,
             (r["world_id"], r["n_states"] or 0, natural_key(r["world"])),
             rank.get(r["metric"], len(rank)),
-            (r["metric"], r["probe"], r["unit"] or ""),
+            (r["metric"], r["probe"], r["unit"] or "", r["protocol"] or "", -1.0 if r["dose"] is None else r["dose"]),
         ),
     ):
         found = estimate(row["metric"], row["values"]) if row["values"] else None
         if found is not None and found.n == 1:  # one row: its own interval, where it has one
             found = Estimate(found.value, row["ci_low"][0], row["ci_high"][0], 1)
         out.append(
-            {k: row[k] for k in ("agent", "world", "n_states", "probe", "metric", "unit")}
+            {k: row[k] for k in ("agent", "world", "n_states", "probe", "metric", "unit", "protocol", "dose")}
             | {"mean": found.value if found else None}
             | {"ci_low": found.ci_low if found else None, "ci_high": found.ci_high if found else None}
             | {k: row[k] for k in ("ok", "not_applicable", "failed")}
         )
-    text = ("agent", "world", "probe", "metric", "unit")
+    text = ("agent", "world", "probe", "metric", "unit", "protocol")
     names = [
-        "agent", "world", "n_states", "probe", "metric", "unit",
+        "agent", "world", "n_states", "probe", "metric", "unit", "protocol", "dose",
         "mean", "ci_low", "ci_high", "ok", "not_applicable", "failed",
     ]  # fmt: skip
-    kinds = {n: pl.String() if n in text else pl.Float64() if n in names[6:9] else pl.Int64() for n in names}
+    kinds = {n: pl.String() if n in text else pl.Float64() if n in names[7:11] else pl.Int64() for n in names}
     return pl.DataFrame(out, schema=kinds, strict=True)
 
 

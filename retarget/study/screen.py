@@ -130,7 +130,11 @@ def metric_table(means: pl.DataFrame, title: str) -> Table:
     for row in means.iter_rows(named=True):
         value = with_interval(row["mean"], row["ci_low"], row["ci_high"])
         counts = (row["ok"], row["not_applicable"], row["failed"])
-        table.add_row(_plain(row["metric"]), value, _plain(row["unit"]), *map(number, counts))
+        ways = [v if isinstance(v, str) else number(v) for v in (row["protocol"], row["dose"]) if v is not None]
+        under = "".join(f"  {way}" for way in ways)
+            f"  {v if isinstance(v, str) else number(v)}" for v in (row["protocol"], row["dose"]) if v is not None
+        )
+        table.add_row(_plain(row["metric"] + under), value, _plain(row["unit"]), *map(number, counts))
     return table
 
 
