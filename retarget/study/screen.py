@@ -132,8 +132,6 @@ def metric_table(means: pl.DataFrame, title: str) -> Table:
         counts = (row["ok"], row["not_applicable"], row["failed"])
         ways = [v if isinstance(v, str) else number(v) for v in (row["protocol"], row["dose"]) if v is not None]
         under = "".join(f"  {way}" for way in ways)
-            f"  {v if isinstance(v, str) else number(v)}" for v in (row["protocol"], row["dose"]) if v is not None
-        )
         table.add_row(_plain(row["metric"] + under), value, _plain(row["unit"]), *map(number, counts))
     return table
 
