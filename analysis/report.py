@@ -113,8 +113,9 @@ def report_html(results: pl.DataFrame, frontiers: pl.DataFrame | None = None) ->
         ("controls", "Controls", _controls(results)),
         ("gaps", "What could not be measured", _gaps(results)),
         ("means", "Every metric, by agent and world", _means(results)),
-        ("results", "Every number", _rows_note("results", results.height)),
     ]
+    shown = _shown(results)
+    sections.append(("results", "Every number", _rows_note("results", shown.height, of=results.height, which=_PLAIN)))
     carried = _carried(frontiers)
     if carried is not None and frontiers is not None:
         sections.append(("frontiers", "Edits on the way", _rows_note("frontiers", carried.height, of=frontiers.height)))
@@ -126,7 +127,21 @@ def report_html(results: pl.DataFrame, frontiers: pl.DataFrame | None = None) ->
         f'<section><h2 id="{name}-top">{text(head)}</h2>\n{inner}</section>' for name, head, inner in sections
     )
     body += '\n</main>\n<footer class="small muted">Written by retarget. This file needs no network.</footer>'
-    return page(title, body, json_block(_data(results, carried)))
+    return page(title, body, json_block(_data(shown, carried)))
+
+
+#: A page with more rows than this is slow to open; beyond it only those are carried of metrics that have one way alone.
+_MOST_ROWS, _MOST_MEANS = 25_000, 5_000
+_PLAIN = "those of metrics that are measured in one way alone"
+
+
+def _shown(rows: pl.DataFrame, most: int = _MOST_ROWS) -> pl.DataFrame:
+    """Rows, or means, that a page carries."""
+    import polars as pl
+
+    if rows.height <= most:
+        return rows
+    return rows.filter(pl.col("protocol").is_null() & pl.col("dose").is_null())
 
 
 #: A page with more edits than this is slow to open; beyond it only those on a front are carried.
@@ -523,7 +538,8 @@ def _gaps(results: pl.DataFrame) -> str:
 
 
 def _means(results: pl.DataFrame) -> str:
-    means = metric_means(results)
+    every = metric_means(results)
+    means = _shown(every, _MOST_MEANS)
     several = means["protocol"].drop_nulls().len() + means["dose"].drop_nulls().len() > 0
     head = [("agent", ""), ("world", ""), ("states", ""), ("metric", "")]
     head += [("protocol", ""), ("dose", "")] if several else []
@@ -544,13 +560,15 @@ def _means(results: pl.DataFrame) -> str:
             + [figure_cell(number(r["mean"]), r["mean"], note), label(r["unit"] or "")]
             + [_int_cell(r[s]) for s in ("ok", "not_applicable", "failed")]
         )
-    return f"<details><summary>Show {_count(len(rows), 'mean')}</summary>{_card(static_table(head, rows))}</details>"
+    part = f" ({_PLAIN}; the other rows are in results.parquet)" if len(rows) < every.height else ""
+    shown = _card(static_table(head, rows))
+    return f"<details><summary>Show {_count(len(rows), 'mean')}{part}</summary>{shown}</details>"
 
 
-def _rows_note(name: str, n: int, *, of: int | None = None) -> str:
+def _rows_note(name: str, n: int, *, of: int | None = None, which: str = "those on a front") -> str:
     script = f"This table needs JavaScript. The same numbers are in {name}.parquet beside this file."
     body = f'<noscript><p>{script}</p></noscript><div id="{name}"></div>'
-    part = f" (those on a front; all {of:,} are in {name}.parquet)" if of is not None and of > n else ""
+    part = f" ({which}; all {of:,} are in {name}.parquet)" if of is not None and of > n else ""
     return _card(body, note=f"{_count(n, 'row')}{part}. Click a heading to sort; point at it for its meaning.")
 
 
