@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 #: Correlations that the conjectures are about: two measures, and what was expected.
 EXPECTED: tuple[tuple[str, str, int], ...] = (
     ("retargetability", "slope over table", 1),
-    ("retargetability", "shared", 1),
+    ("retargetability", "shared reasoning", 1),
     ("retargetability", "goal coherence", 1),
     ("slope over table", "goal coherence", 1),
     ("retargetability", "map gain", 1),
     ("goal coherence", "map gain", 1),
     ("retargetability", "narrowness", -1),
-    ("retargetability", "collateral", 1),
-    ("retargetability", "out of distribution", 1),
+    ("retargetability", "least collateral", 1),
+    ("retargetability", "OOD competence", 1),
 )
 
 #: Measures of others that see behaviour alone, each apart.

@@ -51,7 +51,10 @@ MEASURES: tuple[Measure, ...] = (
         "retargetability", "retargetability", "retargetability", "log2",
         "length of the change of behaviour over that of the edit that causes it", 1, "ours",
     ),
-    Measure("shared", "decomposition", "shared", "1", "share of the agent that goals do not pay for again", 1, "ours"),
+    Measure(
+        "shared reasoning", "decomposition", "shared", "1",
+        "share of the agent that goals do not pay for again", 1, "ours",
+    ),
     Measure(
         "slope over table", "decomposition", "slope_over_table", "log2",
         "what a further goal costs a table, over what it costs the agent", 1, "ours",
@@ -66,14 +69,14 @@ MEASURES: tuple[Measure, ...] = (
         "what a change in one region and nowhere else costs a table, over what it costs the agent", -1, "ours", "zero",
     ),
     Measure(
-        "collateral", "narrowness", "least_collateral", "bit",
+        "least collateral", "narrowness", "least_collateral", "bit",
         "least change of behaviour elsewhere by any edit found that changes one region", 1, "ours",
     ),
     Measure(
         "robustness", "robustness", "robustness", "1", "competence on the own goal over every start", 0, "behaviour"
     ),
     Measure(
-        "out of distribution", "out_of_distribution", "ood_competence", "1",
+        "OOD competence", "out_of_distribution", "ood_competence", "1",
         "competence on the own goal where training never went, over regimes and strengths", 1, "ours", "positive",
     ),
     Measure(
@@ -108,9 +111,9 @@ MEASURES: tuple[Measure, ...] = (
 ENTANGLED: frozenset[frozenset[str]] = frozenset(
     {
         frozenset({"retargetability", "slope over table"}),
-        frozenset({"shared", "slope over table"}),
+        frozenset({"shared reasoning", "slope over table"}),
         frozenset({"retargetability", "map gain"}),
-        frozenset({"robustness", "out of distribution"}),
+        frozenset({"robustness", "OOD competence"}),
     }
 )
 #: Probes whose rows are what the conjectures are about.

@@ -73,7 +73,7 @@ def planted(seed: int = 0) -> pl.DataFrame:
                 whole = value + 0.01 * s
                 rows += measured(
                     given, retargetability=whole, slope_over_table=2 * whole, narrowness=-whole, map_gain=drawn[label],
-                    robustness=0.5 + 0.04 * (5 * i % 12), out_of_distribution=0.3,
+                    robustness=0.5 + 0.04 * (5 * i % 12), OOD_competence=0.3,
                     goal_directedness=1.5 if id == "planner" else 0.1 * (7 * i % 12),
                 )  # fmt: skip
     return frame(rows, RESULT_COLUMNS)
@@ -92,18 +92,18 @@ def test_a_point_is_a_kind_of_agent_in_a_world_with_a_seed():
     at = points.values[("planner", "planner", "Maze", "Maze(size=9)", 1)]
     assert at["retargetability"] == pytest.approx(3.01)  # the mean over its two goals
     assert [m.name for m in points.measures] == [
-        "retargetability", "slope over table", "map gain", "narrowness", "robustness", "out of distribution",
+        "retargetability", "slope over table", "map gain", "narrowness", "robustness", "OOD competence",
         "goal-directedness",
     ]  # fmt: skip
 
 
 def test_rows_that_are_not_ok_and_doses_that_do_not_count_are_left_out():
     given = {"world_id": "Maze", "world": "Maze", "agent_id": "planner", "agent": "planner", "seed": 0}
-    rows = measured(given, out_of_distribution=0.5, narrowness=2.0)
+    rows = measured(given, OOD_competence=0.5, narrowness=2.0)
     rows += [r | {"dose": 1.0 - r["dose"], "value": 99.0} for r in rows]  # type: ignore[operator]
     rows += [row(**given, probe="decomposition", metric="shared", status="failed", reason="none")]
     (values,) = points_of(frame(rows, RESULT_COLUMNS)).values.values()
-    assert values == pytest.approx({"out of distribution": 0.5, "narrowness": 2.0})
+    assert values == pytest.approx({"OOD competence": 0.5, "narrowness": 2.0})
 
 
 def test_protocols_count_alike_however_many_goals_each_has():
@@ -148,7 +148,7 @@ def test_planted_truths_are_told():
             == "holds"
         )
         assert told[f"the more retargetability, the less narrowness{held}"] == "holds"
-        assert told[f"the more retargetability, the more out of distribution{held}"] == "cannot tell"
+        assert told[f"the more retargetability, the more OOD competence{held}"] == "cannot tell"
     turned = planted().with_columns(
         value=pl.when(pl.col("metric") == "narrowness").then(-pl.col("value")).otherwise(pl.col("value"))
     )
@@ -187,7 +187,7 @@ def test_every_pair_of_measures_is_there_once():
     points = points_of(planted())
     pairs = pairs_of(points)
     assert len(pairs) == len({frozenset((p.first, p.second)) for p in pairs}) == 7 * 6 // 2
-    flat = [p for p in pairs if "out of distribution" in (p.first, p.second)]
+    flat = [p for p in pairs if "OOD competence" in (p.first, p.second)]
     assert all(p.plain is None and "the same for all 48 points" in p.reason for p in flat)
     assert [p.partial for p in pairs if "robustness" in (p.first, p.second)] == [None] * 6
 
