@@ -211,6 +211,9 @@ def _role(agent_id: str, label: str) -> Role:
         "mc_aixi": "Bayesian search",
         "controller": "controller",
         "goal_table": "goal-indexed table",
+        "demo_table": "table",
+        "demo_network": "network",
+        "demo_planner": "learned model, near",
     }
     return known.get(agent_id, "other")
 

@@ -44,7 +44,7 @@ class GridWorld(FiniteEnv):
 
     def __init__(self, layout: str, *, render_mode: str | None = None, **options: object) -> None:
         entry = find_entry(layout)
-        if entry is None:
+        if entry is None or entry.name not in BUILDERS:
             raise WorldError(unknown("world", layout, WORLDS))
         opts = entry.resolve(options)
         own = {k: opts[k] for k in ("seed", "open_fraction") if k in opts}
