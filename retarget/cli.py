@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from retarget.goal import Goal
     from retarget.study.executor import Executor, Watcher
     from retarget.study.run import RunReport
+    from retarget.study.spec import ProbeSpec
     from retarget.world import World
 
 #: Exit codes: a cell failed unexpectedly; bad input; stopped by the user.
@@ -138,6 +139,10 @@ def measure(
     episodes: Annotated[
         int, typer.Option(help="Episodes of the return that is counted first; 0 for none.", min=0)
     ] = 100,
+    probe: Annotated[
+        list[str] | None,
+        typer.Option(help="What to measure, by id; repeatable. Robustness and retargetability without."),
+    ] = None,
     budget: Annotated[
         int, typer.Option(help="Most candidates and gradient steps of one editor; fewer, sooner.", min=1)
     ] = 4096,
@@ -150,6 +155,7 @@ def measure(
     from retarget.io.load import load
     from retarget.study.single import draw_other_goals
 
+    asked = tuple(_probe(name, budget) for name in dict.fromkeys(probe or ("robustness", "retargetability")))
     place = make_world(world, **parse_options(set_ or [], size))
     agent = load(file, world=place, normalise=normalise, kind=as_)  # type: ignore[arg-type]
     goal_a = parse_goal(place, goal) if goal else place.goal
@@ -158,7 +164,16 @@ def measure(
     others = named or draw_other_goals(place, goal_a, n=pairs, seed=seed)
     console = make_console()
     _say_return(agent, place, episodes, seed, console)
-    _measure(agent, place, goal_a, others, file, seed=seed, budget=budget, out=out)
+    _measure(agent, place, goal_a, others, file, probes=asked, seed=seed, out=out)
+
+
+def _probe(name: str, budget: int) -> ProbeSpec:
+    """A probe by its id; the budget is that of retargetability."""
+    from retarget.study.known import probe_defaults
+    from retarget.study.spec import ProbeSpec
+
+    probe_defaults(name)
+    return ProbeSpec.of(name, budget=budget) if name == "retargetability" else ProbeSpec(name)
 
 
 def _say_return(agent: Agent, world: World, episodes: int, seed: int, console: Console) -> None:
@@ -226,8 +241,8 @@ def _measure(
     others: tuple[Goal, ...],
     file: Path,
     *,
+    probes: tuple[ProbeSpec, ...],
     seed: int,
-    budget: int,
     out: Path | None,
 ) -> None:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -236,7 +251,6 @@ def _measure(
     from retarget.row import FRONTIER_COLUMNS, RESULT_COLUMNS, frame
     from retarget.study.screen import goal_table, metric_table, reasons
     from retarget.study.single import measure_agent
-    from retarget.study.spec import ProbeSpec
     from retarget.study.table import FRONTIERS, RESULTS, write_parquet
     from retarget.world import BoxWorld
 
@@ -250,7 +264,7 @@ def _measure(
             goal=goal,
             others=others,
             label=file.name,
-            probes=(ProbeSpec("robustness"), ProbeSpec.of("retargetability", budget=budget)),
+            probes=probes,
             seed=seed,
             gamma=world.gamma if isinstance(world, BoxWorld) else 0.95,
             on_step=lambda done, total, words: bar.update(task, completed=done, total=total, description=words),
@@ -258,7 +272,8 @@ def _measure(
     results = frame(rows, RESULT_COLUMNS)
     title = f"{file.name} in {world.spec_data.label}, goal {goal.label}, {len(others)} other goals"
     console.print(metric_table(metric_means(results), title))
-    console.print(goal_table(results))
+    if "retargetability" in {p.id for p in probes}:
+        console.print(goal_table(results))
     for line in reasons(results):
         console.print(line, markup=False, highlight=False)
     if out is not None:

@@ -331,3 +331,15 @@ def test_sound_things_pass_the_check(own: str, name: str, kind: str) -> None:
 def test_unsound_things_do_not(own: str, name: str, more: list[str], words: str) -> None:
     with pytest.raises(RetargetError, match=words):
         CliRunner().invoke(app, ["check", f"{own}:{name}", *more], catch_exceptions=False)
+
+
+def test_a_file_can_be_asked_other_questions(tmp_path: Path) -> None:
+    world = make_world("OpenGrid", size=5)
+    np.save(tmp_path / "policy.npy", np.zeros(world.model.n_states, np.int64))
+    where = ["--world", "OpenGrid", "--size", "5"]
+    asked = [str(tmp_path / "policy.npy"), *where, "--probe", "goal_directedness", "--out", str(tmp_path / "r")]
+    result = CliRunner().invoke(app, ["measure", *asked])
+    assert result.exit_code == 0, result.output
+    assert set(pl.read_parquet(tmp_path / "r" / "results.parquet")["probe"]) == {"goal_directedness"}
+    wrong = CliRunner().invoke(app, ["measure", str(tmp_path / "policy.npy"), *where, "--probe", "goal_mop"])
+    assert wrong.exit_code != 0 and "did you mean 'goal_map'" in str(wrong.exception)
