@@ -272,7 +272,8 @@ def _check_outcome(probe: Probe, outcome: Outcome) -> None:
     try:
         outcome.check(probe)
     except ProbeError as error:
-        raise ProbeError(f"probe {probe.name!r} broke the law 'bounded': {error}") from error
+        words = str(error).removeprefix(f"probe {probe.name!r} ")
+        raise ProbeError(f"probe {probe.name!r} broke the law 'bounded': it {words}") from error
     for m in outcome.measurements:
         bounds = probe.metrics[m.metric]
         low = -np.inf if bounds.low is None else bounds.low

@@ -77,7 +77,7 @@ def test_another_study_or_version_is_refused_and_kept(tmp_path: Path, monkeypatc
         Journal(path, "other")
     for name, value, words in (
         ("__version__", "9.9", "retarget version '0.1.0'"),
-        ("SCHEMA_VERSION", 99, "schema version '1'"),
+        ("SCHEMA_VERSION", 99, f"schema version '{journal_module.SCHEMA_VERSION}'"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(journal_module, name, value)

@@ -239,6 +239,11 @@ def _numbers_word(arrays: Sequence[np.ndarray]) -> str:
 
 
 def read_numbers(source: Stream, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+    """The numbers of a map, in arrays of these shapes, from where a stream of words stands.
+
+    Raises:
+        CodeError: where the word leaves one of the arrays out.
+    """
     layout = _numbers_layout(shapes)
     edit = source.edit(layout, agent_digest="")
     if len(edit.patches) != len(layout):
