@@ -14,6 +14,7 @@ from retarget.editors.joint import Joint, Line, doses, line_through, mean_length
 from retarget.errors import AgentError, EditError, GoalError
 from retarget.probe import UNIVERSAL_LAWS, Law, Metric, Outcome, Probe, Progress, Subject
 from retarget.probes.goal_map import counts, family_of, nothing_found, of_table
+from retarget.probes.options import check_goal_numbers, check_range
 from retarget.rng import stream
 from retarget.row import Kind, Measurement
 
@@ -66,6 +67,8 @@ class Decomposition(Probe):
 
     def __init__(self, *, n_seen: int = 4, n_held_out: int = 4, budget: int = 1024, editors: str = "quick") -> None:
         stages_of(editors)
+        check_goal_numbers(("n_seen", n_seen), ("n_held_out", n_held_out))
+        check_range("budget", budget, low=1, whole=True)
         self.n_seen, self.n_held_out, self.budget, self.editors = n_seen, n_held_out, budget, editors
 
     def measure(self, subject: Subject, *, progress: Progress | None = None) -> Outcome:
@@ -158,7 +161,7 @@ def _table(whole: _Written, tables: Family | str, seed: int) -> list[Measurement
         control = Measurement.not_applicable(_TABLE[2], str(error))
     return [
         _slope("table_slope_bits", line),
-        Measurement.ok("slope_over_table", math.log2(line.slope / whole._line(own).slope), n=len(own)),
+        Measurement.ok("slope_over_table", math.log2(line.slope / whole._line(own).slope)),
         control,
     ]
 

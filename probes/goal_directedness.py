@@ -13,6 +13,7 @@ from retarget.exact import Yardstick, policy_table
 from retarget.goal import StateGoal
 from retarget.goal_directedness import Directedness, Episodes, directedness_at_states, goal_directedness
 from retarget.probe import UNIVERSAL_LAWS, Law, Metric, Outcome, Probe, Progress, Subject
+from retarget.probes.options import check_range
 from retarget.row import Kind, Measurement
 from retarget.world import FiniteWorld
 
@@ -57,6 +58,8 @@ class GoalDirectedness(Probe):
     laws: ClassVar[frozenset[Law]] = UNIVERSAL_LAWS | {"relabel_invariant", "behaviour_only", "dead_parameters"}
 
     def __init__(self, *, steps: int = 100, most_states: int = 400) -> None:
+        check_range("steps", steps, low=1, whole=True)
+        check_range("most_states", most_states, low=1, whole=True)
         self.steps, self.most_states = steps, most_states
 
     def measure(self, subject: Subject, *, progress: Progress | None = None) -> Outcome:
@@ -86,9 +89,7 @@ class GoalDirectedness(Probe):
         tell(0.6, "every utility of states")
         some = directedness_at_states(question.episodes, question.probs, steps=self.steps)
         most = max([own.nats, *others])
-        # ties go to A, whose name no relabelling changes
-        words = "goal A" if own.nats >= most - _TIE else "another goal"
-        how = f"{len(others) + 1} goals, each ends the episode; best: {words}"
+        how = f"{len(others) + 1} goals, each ends the episode"
         shuffled = (
             Measurement.ok("meg_shuffled", float(np.mean(others)))
             if others
@@ -97,7 +98,7 @@ class GoalDirectedness(Probe):
         climbed = "Newton, settled" if some.settled else f"Newton, stopped after {self.steps} steps"
         return [
             Measurement.ok("meg_goals", most, protocol=how),
-            Measurement.ok("meg_goals_margin", most - own.nats),
+            Measurement.ok("meg_goals_margin", 0.0 if most - own.nats <= _TIE else most - own.nats),
             shuffled,
             # arriving at goal A is one of those rewards, and its supremum is exact
             Measurement.ok("meg_unknown", max(own.nats, some.nats), protocol=climbed),

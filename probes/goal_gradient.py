@@ -27,6 +27,7 @@ from retarget.gradients import (
 from retarget.pairs import goals_around
 from retarget.probe import UNIVERSAL_LAWS, Law, Metric, Outcome, Probe, Progress, Subject
 from retarget.probes.growth import student_quantile
+from retarget.probes.options import check_goal_numbers, check_range
 from retarget.rng import stream
 from retarget.row import Kind, Measurement
 from retarget.world import FiniteModel, FiniteWorld
@@ -94,6 +95,10 @@ class GoalGradient(Probe):
     def __init__(
         self, *, seen: int = 4, held_out: int = 4, splits: int = 8, damping: float = 1e-6, states: int = 256
     ) -> None:
+        check_goal_numbers(("seen", seen), ("held_out", held_out))
+        check_range("splits", splits, low=1, whole=True)
+        check_range("damping", damping, above=0)
+        check_range("states", states, low=2, whole=True)
         self.seen, self.held_out, self.splits = seen, held_out, splits
         self.damping, self.states = damping, states
 
@@ -395,7 +400,8 @@ def _rows(
     out.append(over_goals("coherence_seen", seen, HALVES, "no training goal beside A gives a direction"))
     out.append(over_goals("coherence_held_out", held_out, HALVES, "no held-out goal gives a direction"))
     rank = np.array([[halves.rank]])
-    out.append(replace(over_goals("goal_rank", rank, ALL, nothing), n=halves.question.n_goals))
+    # exact for these goals: no estimate, of which n would be the sample
+    out.append(replace(over_goals("goal_rank", rank, ALL, nothing), n=None))
     share = halves.shares(halves.found)[:, None]
     out.append(over_goals("goal_share", share, HALVES, nothing))
     out.append(over_goals("complement_share", 1.0 - share, HALVES, nothing))

@@ -19,6 +19,7 @@ from retarget.errors import AgentError, EditError, GoalError
 from retarget.goal import Goal
 from retarget.pairs import goals_around
 from retarget.probe import UNIVERSAL_LAWS, Law, Metric, Outcome, Probe, Progress, Subject
+from retarget.probes.options import check_goal_numbers, check_range
 from retarget.probes.retargetability import asked, closed
 from retarget.row import Kind, Measurement
 from retarget.world import FiniteWorld
@@ -153,6 +154,14 @@ class GoalMap(Probe):
     ) -> None:  # fmt: skip
         stages_of(editors)
         check_kind(features)
+        check_goal_numbers(("n_seen", n_seen), ("n_held_out", n_held_out))
+        for name, value, low in (
+            ("budget", budget, 1),
+            ("units", units, 1),
+            ("steps", steps, 1),
+            ("shuffles", shuffles, 0),
+        ):
+            check_range(name, value, low=low, whole=True)
         self.n_seen, self.n_held_out, self.budget, self.editors = n_seen, n_held_out, budget, editors
         self.features, self.units, self.steps, self.shuffles = features, units, steps, shuffles
 
@@ -173,7 +182,7 @@ class GoalMap(Probe):
         results = self._maps(found, features, subject.seed)
         best = least(results, found.used)
         once = [
-            Measurement.ok("single_bits", found.bits, n=len(found.used), code=ENUMERATIVE.name),
+            Measurement.ok("single_bits", found.bits, code=ENUMERATIVE.name),
             Measurement.ok("single_flops", found.spend.flops / len(found.used), spend=found.spend),
             gain("map_gain", found.used, best),
             held_out_gain(found, results),
@@ -241,7 +250,7 @@ def rows_of(kind: str, result: MapResult | str, found: Family, features: Feature
         layout = found.agent.layout
         written = [shortest_form(found.agent, result.map.edit(m.goal)) for m in held_out]
         mean = float(np.mean([ENUMERATIVE.length(e, layout) for e in written]))
-        out.append(ok("map_edit_bits", mean, protocol=protocol, n=len(held_out), code=ENUMERATIVE.name))
+        out.append(ok("map_edit_bits", mean, protocol=protocol, code=ENUMERATIVE.name))
     else:
         out.append(_no_goals("map_edit_bits", "held-out", protocol))
     out.append(ok("map_fit_flops", result.fit.flops, protocol=protocol, spend=result.fit))
@@ -274,7 +283,7 @@ def gain(name: str, used: Sequence[Member], best: MapResult | None) -> Measureme
         return Measurement.not_applicable(name, "one goal alone has an edit: there is nothing that goals could share")
     single = sum(m.found.bits for m in used if m.found is not None)
     both = best.bits + best.residual_bits(used)
-    return Measurement.ok(name, math.log2(single / both), n=len(used), editor=best.map.kind)
+    return Measurement.ok(name, math.log2(single / both), editor=best.map.kind)
 
 
 def held_out_gain(found: Family, results: Results) -> Measurement:
@@ -286,16 +295,14 @@ def held_out_gain(found: Family, results: Results) -> Measurement:
     if best is None or not fresh:
         return _no_goals(name, "training" if best is None else "held-out", None)
     single = sum(m.found.bits for m in fresh if m.found is not None)
-    return Measurement.ok(
-        name, math.log2(single / best.residual_bits(fresh)), n=len(fresh), editor=best.map.kind
-    )  # fmt: skip
+    return Measurement.ok(name, math.log2(single / best.residual_bits(fresh)), editor=best.map.kind)
 
 
 def _over_table(own: Measurement, table: Measurement) -> Measurement:
     name = "map_gain_over_table"
     if own.value is None or table.value is None:
         return Measurement.not_applicable(name, own.reason or table.reason)
-    return Measurement.ok(name, own.value - table.value, n=own.n)
+    return Measurement.ok(name, own.value - table.value)
 
 
 def _compute(found: Family, best: MapResult | None) -> Measurement:
@@ -303,8 +310,10 @@ def _compute(found: Family, best: MapResult | None) -> Measurement:
         return Measurement.not_applicable("map_compute_gain", "no map can be fitted: no training goal has an edit")
     n = len(found.members)
     map_, single = best.fit.flops / n + best.map.apply_flops, found.spend.flops / len(found.used)
-    value = math.log2(max(single, 1.0) / max(map_, 1.0))
-    return Measurement.ok("map_compute_gain", value, n=n, editor=best.map.kind, spend=best.fit)
+    if map_ <= 0 or single <= 0:
+        which = f"the map {best.map.kind!r}" if map_ <= 0 else "the single search"
+        return Measurement.not_applicable("map_compute_gain", f"{which} takes no operations: there is no ratio")
+    return Measurement.ok("map_compute_gain", math.log2(single / map_), editor=best.map.kind, spend=best.fit)
 
 
 def _no_goals(name: str, which: str, protocol: str | None) -> Measurement:

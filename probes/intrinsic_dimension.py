@@ -13,6 +13,7 @@ from retarget.goal import StateGoal
 from retarget.probe import UNIVERSAL_LAWS, Law, Metric, Outcome, Probe, Progress, Subject
 from retarget.probes.goal_gradient import finite_scores
 from retarget.probes.growth import student_quantile
+from retarget.probes.options import check_range
 from retarget.rng import stream
 from retarget.row import Kind, Measurement
 from retarget.subspaces import Bent, Lesson, Straight
@@ -74,6 +75,9 @@ class IntrinsicDimension(Probe):
     def __init__(
         self, *, draws: int = 5, share: float = 0.9, again: int = 1, steps: int = 10, states: int = 256
     ) -> None:
+        check_range("share", share, above=0, high=1)
+        for name, value, low in (("draws", draws, 1), ("again", again, 0), ("steps", steps, 1), ("states", states, 1)):
+            check_range(name, value, low=low, whole=True)
         self.draws, self.share, self.again, self.steps, self.states = draws, share, again, steps, states
 
     def measure(self, subject: Subject, *, progress: Progress | None = None) -> Outcome:

@@ -34,6 +34,8 @@ from retarget.goal import StateGoal
 from retarget.lessons import lessons_of
 from retarget.pairs import goals_around
 from retarget.probe import Metric, Outcome, Probe, Progress, Subject
+from retarget.probes.growth import student_quantile
+from retarget.probes.options import check_numbers, check_range
 from retarget.regions import check_region, commonest_action, decisions, occupancy, reachable, region_of
 from retarget.row import Kind, Measurement
 from retarget.world import FiniteWorld
@@ -124,11 +126,12 @@ class Narrowness(Probe):
             raise ProbeError(f"regions must name at least one region, and each once, got {regions!r}")
         for text in self.regions:
             check_region(text)
-        self.allowed = tuple(float(x) for x in allowed)
+        self.allowed = check_numbers("allowed", allowed)
         rising = all(x < y for x, y in zip(self.allowed, self.allowed[1:], strict=False))
-        if not self.allowed or not rising or not all(0 <= x < math.inf for x in self.allowed):
+        if not rising or self.allowed[0] < 0:
             raise ProbeError(f"allowed must be rising numbers of bits, from 0, got {allowed!r}; e.g. (0.0, 0.1, {ANY})")
-        if not 0 < epsilon < 1:
+        check_range("epsilon", epsilon, above=0)
+        if epsilon >= 1:
             raise ProbeError(f"epsilon must lie strictly between 0 and 1, got {epsilon!r}")
         for name, value, low in (
             ("radius", radius, 0),
@@ -136,8 +139,7 @@ class Narrowness(Probe):
             ("draws", draws, 0),
             ("budget", budget, 1),
         ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ProbeError(f"{name} must be a whole number of at least {low}, got {value!r}")
+            check_range(name, value, low=low, whole=True)
         self.action = _action(wanted)
         self.radius, self.epsilon, self.after = radius, float(epsilon), after
         self.others, self.draws, self.budget = others, draws, budget
@@ -390,7 +392,7 @@ class _Answer:
             return self._none(name, str(error))
         if not lost:
             return self._none(name, f"none of {len(goals)} other goals can be written into its slot")
-        return self._ok(name, float(np.clip(np.mean(lost), -1.0, 1.0)), n=len(lost))
+        return self._ok(name, float(np.clip(np.mean(lost), -1.0, 1.0)))
 
     def _controls(self) -> list[Measurement]:
         empty = self.ask.effect(self.ask.behaviour(Edit.of(self.ask.agent).apply(self.ask.agent)))
@@ -406,11 +408,11 @@ class _Answer:
         ]
 
     def _mean(self, metric: str, values: Sequence[float], high: float) -> Measurement:
-        """A mean over draws, with a normal 95% interval."""
+        """A mean over draws, with Student's 95% interval."""
         mean, n = float(np.mean(values)), len(values)
         if n < 2:
             return self._ok(metric, mean, n=n)
-        half = 1.96 * float(np.std(values, ddof=1)) / math.sqrt(n)
+        half = student_quantile(0.975, n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n)
         return self._ok(metric, mean, ci_low=max(0.0, mean - half), ci_high=min(high, mean + half), n=n)
 
 

@@ -12,6 +12,8 @@ from retarget.errors import AgentError, GoalError, ProbeError, unknown
 from retarget.goal import RegionGoal, StateGoal
 from retarget.heuristics import HEURISTICS, Contest, contest
 from retarget.probe import UNIVERSAL_LAWS, Law, Metric, Outcome, Probe, Progress, Subject
+from retarget.probes.growth import student_quantile
+from retarget.probes.options import check_numbers, check_range
 from retarget.probes.regimes import Case, FiniteRegimes, Settings
 from retarget.probes.regimes_box import BoxRegimes
 from retarget.row import Kind, Measurement
@@ -48,7 +50,8 @@ class OutOfDistribution(Probe):
         n_starts: starts of worlds with continuous states.
         offset_budget: episodes a start that the adversary may try there.
         resamples: for intervals of likelihoods.
-        most_swapped: share of states that the adversary swaps in finite worlds at strength 1.
+        most_swapped: share of states that the adversary swaps in finite worlds at strength 1. Where `dose` of it is
+            less than one state, one is swapped, with that chance at each step.
 
     Raises:
         ProbeError: for options that there are not.
@@ -76,7 +79,8 @@ class OutOfDistribution(Probe):
             "characterization",
         ),
         "heuristic_margin_bits": Metric(
-            "bit", "that of the best heuristic less that of the runner-up", None, None, "characterization"
+            "bit", "heuristic_bits of one heuristic less the most of the others: positive for the best alone",
+            None, None, "characterization",
         ),
     }  # fmt: skip
     # renaming states changes which ones an adversary tries first and what retraining draws; a test holds regimes 1 to 3
@@ -88,13 +92,17 @@ class OutOfDistribution(Probe):
         trained: str = "seen", range_region: str = "west half", mix_region: str = "all but south-east",
         narrow: str = "west half", teach: str = "both", k: int = 3, epsilon: float = 0.1, budget: int = 300,
         episodes: int = 64, grad_steps: int = 200, absence: str = "observed", n_starts: int = 64,
-        offset_budget: int = 5, resamples: int = 500, most_swapped: float = 0.2,
+        offset_budget: int = 5, resamples: int = 500, most_swapped: float = 0.05,
     ) -> None:  # fmt: skip
-        for dose in doses:
+        for dose in check_numbers("doses", doses):
             if check_dose(dose) == 0:
                 raise ProbeError("dose 0 is measured anyway; give strengths above 0")
-        if not doses or len(set(doses)) != len(tuple(doses)):
-            raise ProbeError(f"doses must be distinct strengths, at least one, got {doses!r}")
+        if len(set(doses)) != len(tuple(doses)):
+            raise ProbeError(f"option 'doses' must be distinct strengths, got {doses!r}")
+        if not regimes or isinstance(regimes, str):
+            raise ProbeError(
+                f"option 'regimes' must be a list of at least one of {', '.join(REGIMES)}, got {regimes!r}"
+            )
         for name, value, known in (
             *(("regime", r, REGIMES) for r in regimes), ("trained", trained, ("seen", *REGIONS)),
             ("range_region", range_region, REGIONS), ("mix_region", mix_region, REGIONS), ("narrow", narrow, REGIONS),
@@ -103,12 +111,10 @@ class OutOfDistribution(Probe):
             if value not in known:
                 raise ProbeError(unknown(name, value, known))
         for name, share in (("epsilon", epsilon), ("most_swapped", most_swapped)):
-            if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
-                raise ProbeError(f"{name} must be a number above 0, and at most 1, got {share!r}")
+            check_range(name, share, above=0, high=1)
         counts = (k, budget, episodes, grad_steps, n_starts, offset_budget, resamples)
         for name, count in zip(_COUNTS, counts, strict=True):
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise ProbeError(f"{name} must be an integer of at least 1, got {count!r}")
+            check_range(name, count, low=1, whole=True)
         self.settings = Settings(
             tuple(sorted(map(float, doses))), tuple(r for r in REGIMES if r in regimes), trained, range_region,
             mix_region, narrow, teach, k, budget, episodes, grad_steps, absence, n_starts, offset_budget,
@@ -154,7 +160,7 @@ class OutOfDistribution(Probe):
         yield _mean("ood_competence", case.ratios, exact, **where)
         yield _loss(case, exact)
         if adversarial and case.control is not None:
-            yield from _control(case)
+            yield from _control(case, exact)
         if case.behaviour is None or case.rules is None or not len(case.behaviour):
             why = case.why or "there is no input of this kind"
             yield from (
@@ -165,7 +171,7 @@ class OutOfDistribution(Probe):
             case.behaviour, case.rules, groups=case.groups, epsilon=self.epsilon, resamples=self.resamples, seed=seed
         )  # fmt: skip
         yield from _bits(case, result)
-        yield _margin(case, result)
+        yield from _margins(case, result)
 
 
 def _done(case: Case, settings: Settings) -> float:
@@ -175,10 +181,10 @@ def _done(case: Case, settings: Settings) -> float:
 
 
 def _interval(values: np.ndarray, mean: float, low: float, high: float) -> dict[str, float | int]:
-    """Normal 95% interval of a mean, cut to the range; nothing for one value."""
+    """Student's 95% interval of a mean, cut to the range; nothing for one value."""
     if len(values) < 2:
         return {}
-    half = 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values))
+    half = student_quantile(0.975, len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
     return {"ci_low": max(low, mean - half), "ci_high": min(high, mean + half), "n": len(values)}
 
 
@@ -202,17 +208,18 @@ def _loss(case: Case, exact: bool) -> Measurement:
     return Measurement.ok("ood_loss", value, **extra, protocol=case.protocol, dose=case.dose)
 
 
-def _control(case: Case) -> Iterator[Measurement]:
+def _control(case: Case, exact: bool) -> Iterator[Measurement]:
     assert case.control is not None and case.ratios is not None
     values = case.control.values
     mean = float(min(values.mean(), 1.0))
     where = {"protocol": case.protocol, "dose": case.dose}
     yield Measurement.ok("random_competence", mean, **_interval(values, mean, 0.0, 1.0), **where)
     gain = case.control.best - float(np.sort(case.ratios).mean())
-    words = "beats" if gain > 1e-12 else "does not beat"
-    protocol = f"{case.protocol}; the adversary {words} random search of the same budget"
-    value = min(1.0, max(-1.0, gain))
-    yield Measurement.ok("adversary_gain", value, n=len(values), protocol=protocol, dose=case.dose)
+    # what is worse by rounding alone is a tie
+    value = 0.0 if abs(gain) <= 1e-12 else min(1.0, max(-1.0, gain))
+    each = case.control.ratios
+    extra = {} if exact or each is None else _interval(each - case.ratios, value, -1.0, 1.0)
+    yield Measurement.ok("adversary_gain", value, **extra, **where)
 
 
 def _bits(case: Case, result: Contest) -> Iterator[Measurement]:
@@ -220,17 +227,28 @@ def _bits(case: Case, result: Contest) -> Iterator[Measurement]:
     for name in (h for h in HEURISTICS if h in place):
         i = place[name]
         yield Measurement.ok(
-            "heuristic_bits", result.bits[i], ci_low=float(result.low[i]), ci_high=float(result.high[i]), n=result.n,
-            protocol=f"{case.protocol}; heuristic: {name}", dose=case.dose,
-        )  # fmt: skip
+            "heuristic_bits", result.bits[i], **_ends(result.low[i], result.high[i], result.n), **_of(case, name)
+        )
 
 
-def _margin(case: Case, result: Contest) -> Measurement:
-    where = {"protocol": f"{case.protocol}; {result.verdict}", "dose": case.dose}
-    if result.margin is None:
-        reason = "every heuristic predicts the same here: there is nothing to tell apart"
-        return Measurement.not_applicable("heuristic_margin_bits", reason, **where)
-    return Measurement.ok(
-        "heuristic_margin_bits", result.margin, ci_low=result.margin_low, ci_high=result.margin_high, n=result.n,
-        **where,
-    )  # fmt: skip
+def _margins(case: Case, result: Contest) -> Iterator[Measurement]:
+    """One row for each heuristic; those that predict the same stand against the same others."""
+    place = {name: i for i, names in enumerate(result.names) for name in names.split(" = ")}
+    metric = "heuristic_margin_bits"
+    for name in (h for h in HEURISTICS if h in place):
+        i = place[name]
+        if result.margins is None or result.margins_low is None or result.margins_high is None:
+            reason = "every heuristic predicts the same here: there is nothing to tell apart"
+            yield Measurement.not_applicable(metric, reason, **_of(case, name))
+            continue
+        extra = _ends(result.margins_low[i], result.margins_high[i], result.n)
+        yield Measurement.ok(metric, result.margins[i], **extra, **_of(case, name))
+
+
+def _of(case: Case, name: str) -> dict[str, object]:
+    return {"protocol": f"{case.protocol}; heuristic: {name}", "dose": case.dose}
+
+
+def _ends(low: float, high: float, n: int) -> dict[str, float | int]:
+    """An interval with its n; nothing but n where one input alone says nothing about the spread."""
+    return {"n": n} if n < 2 else {"ci_low": float(low), "ci_high": float(high), "n": n}

@@ -24,10 +24,12 @@ from retarget.shifted import (
     EXTREME,
     INNER,
     NARROW,
+    Swaps,
     attack,
     beyond,
     blinded,
     distances,
+    effects,
     inner,
     n_swaps,
     random_swaps,
@@ -41,7 +43,10 @@ WORDS: Mapping[str, str] = {
     ABSENCE: "a state drawn evenly is seen in place of the own one with probability dose",
     EXTREME: "from states beyond the box of the trained ones, up to dose of the farthest",
     INNER: "from states with a row and a column that were trained on, never together, up to dose of the farthest",
-    ADVERSARIAL: "another state is seen in a share dose x {} of the states at most, chosen to do harm",
+    ADVERSARIAL: (
+        "another state is seen in a share dose x {} of the states at most (in one, with that chance, where that is "
+        "less than one), chosen to do harm"
+    ),
     NARROW: "fine-tuned from narrow starts for dose of the budget, evaluated from the others",
 }
 
@@ -74,10 +79,12 @@ class Control:
     Attributes:
         values: float64 `[n]`, competence under each.
         best: least competence that searching among them leaves.
+        ratios: float64 `[N]`, `V/V*` at each start under the best of them; None where values are exact.
     """
 
     values: np.ndarray
     best: float
+    ratios: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,10 +271,14 @@ class FiniteRegimes:
         base, n_states = self.ratios[self.judge.starts], self.world.model.n_states
         for dose in self.settings.doses:
             k = n_swaps(len(self.states), dose=dose * most)
-            found = attack(self.judge, self.probs, self.states, k=k, budget=budget, seed=seed)
+            chance = min(1.0, dose * most * len(self.states))
+            if chance < 1:
+                found = one_lie(self.judge, self.probs, self.states, chance=chance, budget=budget)
+            else:
+                found = attack(self.judge, self.probs, self.states, k=k, budget=budget, seed=seed).swaps
             drawn = random_swaps(n_states, self.states, k=k, n=budget, seed=seed)
-            values = np.array([self.judge.competence(s.apply(self.probs)) for s in drawn])
-            shown, inputs = found.swaps.apply(self.probs), found.swaps.states
+            values = np.array([self.judge.competence(sometimes(s, self.probs, chance)) for s in drawn])
+            shown, inputs = sometimes(found, self.probs, chance), found.states
             rules = self.rules(self.probs, known, inputs, self.blank) if len(known) else None
             yield Case(
                 ADVERSARIAL, setting, dose, self.judge.ratios(shown), base, behaviour=shown[inputs], rules=rules,
@@ -324,6 +335,32 @@ class FiniteRegimes:
             return fine_tuned(agent, lessons.take(rows), steps=round(dose * self.settings.grad_steps), seed=seed)
         except (AgentError, GoalError, EditError) as error:
             return str(error)
+
+
+def sometimes(swaps: Swaps, probs: np.ndarray, chance: float) -> np.ndarray:
+    """The policy `[S, A]` where swapped states are seen as others with some chance at each step."""
+    return np.asarray(probs if not len(swaps.states) else (1.0 - chance) * probs + chance * swaps.apply(probs))
+
+
+def one_lie(judge: Yardstick, probs: np.ndarray, among: np.ndarray, *, chance: float, budget: int) -> Swaps:
+    """The one swap, shown with some chance at each step, that leaves the least competence; none where none does harm.
+
+    A swap does harm at any chance where it does so for sure. Those that do are tried in order of what they do for sure,
+    as many as the budget (in policies solved) allows: all of them, mostly.
+    """
+    _, first = np.unique(probs.round(12), axis=0, return_index=True)
+    shown = np.sort(first)
+    gain = effects(judge, probs, among, probs[shown])
+    order = np.argsort(gain.round(12), axis=None, kind="stable")[: max(budget - 1, 0)]
+    best, least = Swaps(among[:0], among[:0]), judge.competence(probs)
+    for i, j in zip(*np.unravel_index(order, gain.shape), strict=True):
+        if gain[i, j] >= 0:
+            break
+        trial = Swaps(among[i : i + 1], shown[j : j + 1])
+        worth = judge.competence(sometimes(trial, probs, chance))
+        if worth < least - 1e-12:
+            best, least = trial, worth
+    return best
 
 
 def fine_tuned(agent: Agent, lessons: Lessons, *, steps: int, seed: int) -> Agent | str:

@@ -164,7 +164,7 @@ class BoxRegimes:
             drawn = offset_attack(self.trials, self.agent, bound, budget=budget, seed=seed, adaptive=False)
             worst = episodes(self.trials, self.agent, Disturbance(offset=found.offset))
             rows = self._some(len(worst.seen))
-            control = Control(drawn.each, float(drawn.trace[-1]))
+            control = Control(drawn.each, float(drawn.trace[-1]), drawn.ratios)
             case = Case(ADVERSARIAL, setting, dose, found.ratios, self.base.ratios, control=control)
             yield self.described(case, worst.seen[rows], worst.states[rows], groups=worst.row[rows])
 

@@ -13,6 +13,8 @@ from retarget.errors import AgentError, EditError, GoalError, ProbeError
 from retarget.exact import Yardstick
 from retarget.judge import judge_of
 from retarget.probe import UNIVERSAL_LAWS, Law, Metric, Outcome, Probe, Progress, Subject
+from retarget.probes.growth import student_quantile
+from retarget.probes.options import check_numbers, check_range
 from retarget.rng import stream
 from retarget.row import Kind, Measurement
 from retarget.trials import Trials
@@ -85,13 +87,11 @@ class Weights(Probe):
         most_units: int = 64,
         steps: int = 24,
     ) -> None:
-        self.doses = tuple(float(d) for d in doses)
-        if not self.doses or self.doses[0] <= 0 or list(self.doses) != sorted(set(self.doses)):
+        self.doses = check_numbers("doses", doses)
+        if self.doses[0] <= 0 or list(self.doses) != sorted(set(self.doses)):
             raise ProbeError(f"doses must rise from above 0, got {doses!r}; e.g. doses=(0.01, 0.1, 1.0)")
-        if draws < 2 or most_units < 2 or steps < 1:
-            raise ProbeError(
-                f"weights needs draws, most_units >= 2 and steps >= 1, got {draws}, {most_units} and {steps}"
-            )
+        for name, value, low in (("draws", draws, 2), ("most_units", most_units, 2), ("steps", steps, 1)):
+            check_range(name, value, low=low, whole=True)
         self.draws, self.most_units, self.steps = draws, most_units, steps
 
     def measure(self, subject: Subject, *, progress: Progress | None = None) -> Outcome:
@@ -127,20 +127,23 @@ class Weights(Probe):
             return [Measurement.failed(name, f"the disturbed agent cannot be judged: {error}") for name in _HURT]
         rows = [Measurement.ok("noise_competence", clean, protocol=how, dose=0.0)]
         for dose, values in zip(self.doses, found, strict=True):
-            low, high = _normal(values)
+            low, high = _student(values)
             rows.append(
                 Measurement.ok(
                     "noise_competence", values.mean(), ci_low=low, ci_high=high, n=draws, protocol=how, dose=dose
                 )
             )
-        return [*rows, self._half(found, clean, how, subject.seed)]
+        return [*rows, self._half(found, clean, judge.uniform_competence, how, subject.seed)]
 
-    def _half(self, found: np.ndarray, clean: float, how: str, seed: int) -> Measurement:
-        if clean <= 0:
-            return Measurement.not_applicable("noise_half", "it has no competence to lose", protocol=how)
+    def _half(self, found: np.ndarray, clean: float, uniform: float, how: str, seed: int) -> Measurement:
+        if clean <= uniform + 1e-9:
+            reason = (
+                f"its competence of {clean:.4g} is not above a uniform policy's, {uniform:.4g}: there is none to lose"
+            )
+            return Measurement.not_applicable("noise_half", reason, protocol=how)
         half = half_dose(self.doses, found.mean(1), clean)
         if half is None:
-            reason = f"more than half of the competence is left at the largest dose, {self.doses[-1]:g}"
+            reason = f"censored: more than half of the competence is left at the largest dose, {self.doses[-1]:g}"
             return Measurement.failed("noise_half", reason, protocol=how)
         rng = stream(seed, "weights", "resample")
         picks = rng.integers(found.shape[1], size=(_RESAMPLES, found.shape[1]))
@@ -253,8 +256,8 @@ def _searches(agent: Agent) -> bool:
     return not agent.plans_once and agent.simulations_per_action > 0
 
 
-def _normal(values: np.ndarray) -> tuple[float, float]:
-    half = 1.96 * float(values.std(ddof=1)) / float(np.sqrt(len(values)))
+def _student(values: np.ndarray) -> tuple[float, float]:
+    half = student_quantile(0.975, len(values) - 1) * float(values.std(ddof=1)) / float(np.sqrt(len(values)))
     mean = float(values.mean())
     return max(0.0, mean - half), min(1.0, mean + half)
 
@@ -299,18 +302,20 @@ def _layer(
         clean = Measurement.not_applicable("ablation_clean", "ablated through its weights: nothing is put back")
         clean = replace(clean, protocol=how)
     partial = n < layer.n_units
-    mean: dict[str, object] = {"n": n}
+    # all units of a layer are no sample
+    some: dict[str, object] = {"n": n} if partial else {}
+    mean = dict(some)
     if partial:
-        mean |= dict(zip(("ci_low", "ci_high"), _normal(competence), strict=True))
+        mean |= dict(zip(("ci_low", "ci_high"), _student(competence), strict=True))
     total, direct = found.total[:, among], found.direct[:, among]
     return [
         Measurement.ok("ablation_competence", competence.mean(), protocol=how, **mean),
-        Measurement.ok("ablation_worst", competence.min(), protocol=how, n=n),
+        Measurement.ok("ablation_worst", competence.min(), protocol=how),
         clean,
-        Measurement.ok("direct_effect", np.abs(direct).mean(), protocol=how, n=n),
-        Measurement.ok("total_effect", np.abs(total).mean(), protocol=how, n=n),
+        Measurement.ok("direct_effect", np.abs(direct).mean(), protocol=how, **some),
+        Measurement.ok("total_effect", np.abs(total).mean(), protocol=how, **some),
         _repair(total, direct, how, stream(seed, "weights", "units", layer.name)),
-        Measurement.ok("dead_units", float((found.change == 0).mean()), protocol=how, n=n),
+        Measurement.ok("dead_units", float((found.change == 0).mean()), protocol=how, **some),
     ]
 
 

@@ -119,9 +119,11 @@ class Contest:
     Attributes:
         names: of the heuristics; those that predict the same everywhere share a name, joined by ` = `.
         bits: float64 `[H]`, mean log-likelihood a decision, best first.
-        low, high: float64 `[H]`, 95% intervals of `bits` over resampled inputs.
-        margin, margin_low, margin_high: `bits` of the best less that of the runner-up, and its 95% interval over the
-            same resamples; None where there is one heuristic alone.
+        low, high: float64 `[H]`, 95% intervals of `bits` over resampled inputs. One input has none: both are NaN.
+        margins: float64 `[H]`, `bits` of each less the most of the others: not negative for the best alone, and for
+            what ties with it; None where there is one heuristic alone.
+        margins_low, margins_high: float64 `[H]`, 95% intervals over the same resamples, in each of which the best of
+            the others is sought anew; NaN and None as above.
         rivals: those that the best one does not beat by more than `LEAST`, by the lower ends of the intervals.
         n: inputs, or groups of them: what was resampled.
     """
@@ -130,9 +132,9 @@ class Contest:
     bits: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    margin: float | None
-    margin_low: float | None
-    margin_high: float | None
+    margins: np.ndarray | None
+    margins_low: np.ndarray | None
+    margins_high: np.ndarray | None
     rivals: tuple[str, ...]
     n: int
 
@@ -201,16 +203,36 @@ def contest(
     bits = each.mean(0)
     drawn, n = _resampled(each, groups, resamples=resamples, seed=seed)
     order = np.argsort(-bits.round(12), kind="stable")
-    low, high = np.percentile(drawn, (2.5, 97.5), axis=0)
     gaps = drawn[:, order[:1]] - drawn[:, order[1:]]
     beaten = np.percentile(gaps, 2.5, axis=0) > LEAST
     rivals = tuple(names[i] for i, b in zip(order[1:], beaten, strict=True) if not b)
-    gap = gap_low = gap_high = None
+    bits, drawn = np.minimum(bits[order], 0.0), np.minimum(drawn[:, order], 0.0)
+    low, high = _ends(bits, drawn, n)
+    margins = margins_low = margins_high = None
     if len(order) > 1:
-        gap = max(float(bits[order[0]] - bits[order[1]]), 0.0)
-        gap_low, gap_high = (float(e) for e in np.percentile(gaps[:, 0], (2.5, 97.5)))
-    low, high, bits = (np.minimum(v[order], 0.0) for v in (low, high, bits))
-    return Contest(tuple(names[i] for i in order), bits, low, high, gap, gap_low, gap_high, rivals, n)
+        margins = over_others(bits[None])[0]
+        margins_low, margins_high = _ends(margins, over_others(drawn), n)
+    found = tuple(names[i] for i in order)
+    return Contest(found, bits, low, high, margins, margins_low, margins_high, rivals, n)
+
+
+def over_others(values: np.ndarray) -> np.ndarray:
+    """Each value less the most of the others in its row: float64 `[R, H]`, H at least 2.
+
+    >>> over_others(np.array([[-1.0, -3.0, -2.0]])).tolist()
+    [[1.0, -2.0, -1.0]]
+    """
+    first, second = -np.sort(-values, axis=1)[:, :2].T
+    best = np.arange(values.shape[1]) == values.argmax(1)[:, None]
+    return np.asarray(values - np.where(best, second[:, None], first[:, None]))
+
+
+def _ends(values: np.ndarray, drawn: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of 95% intervals `[H]` over resamples `[R, H]`; NaN for one input, of which every resample is itself."""
+    if n < 2:
+        return np.full(len(values), np.nan), np.full(len(values), np.nan)
+    low, high = np.percentile(drawn, (2.5, 97.5), axis=0)
+    return np.minimum(low, values), np.maximum(high, values)
 
 
 def _resampled(each: np.ndarray, groups: np.ndarray | None, *, resamples: int, seed: int) -> tuple[np.ndarray, int]:

@@ -265,8 +265,9 @@ def test_a_planted_goal_is_found_where_the_agent_is_said_to_have_another(rooms: 
     a, b = rooms.goals[3], rooms.goals[-2]
     honest = GoalDirectedness().measure(Subject(exact_planner(rooms, a), rooms, a))
     other = GoalDirectedness().measure(Subject(exact_planner(rooms, b), rooms, a))
-    assert honest["meg_goals_margin"].value == 0 and "best: goal A" in honest["meg_goals"].protocol
-    assert other["meg_goals_margin"].value > 1 and "best: another goal" in other["meg_goals"].protocol
+    assert honest["meg_goals_margin"].value == 0
+    assert other["meg_goals_margin"].value > 1
+    assert honest["meg_goals"].protocol == other["meg_goals"].protocol
     assert honest["meg_known"].value > 10 * honest["meg_shuffled"].value
     assert honest["meg_beta"].status == "not_applicable" and honest["meg_sign"].value == 1
 

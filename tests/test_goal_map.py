@@ -486,3 +486,23 @@ def test_lengths_are_those_of_the_projects_code() -> None:
     outcome = measured("planner")
     assert outcome["single_bits"].code == ENUMERATIVE.name
     assert outcome.at("map_bits", protocol=SLOT).code == ENUMERATIVE.name
+
+
+@pytest.mark.parametrize("kind", ["planner", "table"])
+def test_compute_is_compared_where_both_take_operations_and_exact_values_have_no_n(kind: str) -> None:
+    outcome = measured(kind)
+    compute = outcome["map_compute_gain"]
+    best = outcome["map_gain"].editor
+    fit, apply = (
+        next(m.value for m in outcome.measurements if m.metric == name and m.protocol.startswith(f"map: {best}"))
+        for name in ("map_fit_flops", "map_apply_flops")
+    )
+    tried = sum(outcome[n].value for n in ("goals_used", "goals_not_found"))
+    operations, single = fit / tried + apply, outcome["single_flops"].value
+    if operations == 0:  # a slot is written without one: no ratio, rather than one to a made-up operation
+        assert best == "slot" and compute.status == "not_applicable" and "no operations" in compute.reason
+    else:
+        assert compute.value == pytest.approx(math.log2(single / operations)) and compute.n is None
+    assert (kind == "planner") == (operations == 0)
+    for name in ("single_bits", "map_gain", "map_gain_held_out", "map_gain_table", "map_gain_over_table"):
+        assert outcome[name].n is None

@@ -149,6 +149,36 @@ def test_the_order_of_the_inputs_does_not_enter(seed: int) -> None:
     assert first.verdict == second.verdict and np.allclose(first.low, second.low)
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 12))
+def test_margins_are_each_against_the_best_of_the_others(seed: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    behaviour, rules = _pure(rng, n), {name: rng.dirichlet(np.ones(A), size=n) for name in "abc"}
+    found = contest(behaviour, rules, epsilon=EPSILON, resamples=40)
+    bits = dict(zip(found.names, found.bits, strict=True))
+    for name, margin in zip(found.names, found.margins, strict=True):
+        assert margin == pytest.approx(bits[name] - max(v for k, v in bits.items() if k != name), abs=1e-12)
+    assert (found.margins > 0).sum() <= 1
+    if n == 1:  # every resample of one input is itself: no interval
+        assert np.isnan([found.low, found.high, found.margins_low, found.margins_high]).all()
+    else:
+        assert (found.margins_low <= found.margins).all() and (found.margins <= found.margins_high).all()
+
+
+def test_margins_of_two_are_one_paired_difference() -> None:
+    """n = 2000: within a tenth of the normal interval of the difference, input by input."""
+    rng = np.random.default_rng(3)
+    n = 2000
+    behaviour = _pure(rng, n)
+    first, second = np.where(rng.random((n, 1)) < 0.6, behaviour, _pure(rng, n)), _pure(rng, n)
+    found = contest(behaviour, {"a": first, "b": second}, epsilon=EPSILON, resamples=4000)
+    each = [np.log2(soften(rule, EPSILON)[behaviour > 0]) for rule in (first, second)]
+    gap = each[0] - each[1]
+    half = 1.96 * gap.std() / math.sqrt(n)
+    assert found.names == ("a", "b") and found.margins == pytest.approx([gap.mean(), -gap.mean()])
+    assert found.margins_high - found.margins_low == pytest.approx([2 * half] * 2, rel=0.1)
+
+
 def test_twins_share_a_name_and_few_inputs_tell_nothing() -> None:
     behaviour = np.tile(np.eye(A)[0], (FEWEST, 1))
     flat = np.full((FEWEST, A), 1 / A)
@@ -159,7 +189,7 @@ def test_twins_share_a_name_and_few_inputs_tell_nothing() -> None:
     close = contest(behaviour, {"border": behaviour, "mixture": 0.97 * behaviour + 0.03 * flat, "uniform": flat})
     assert close.rivals == ("mixture",) and close.verdict.endswith("cannot tell from: mixture")
     alone = contest(behaviour, {"pretraining": flat, "uniform": flat})
-    assert alone.margin is None and not alone.told_apart
+    assert alone.margins is None and not alone.told_apart
 
 
 # ------------------------------------------------------------------------------------------------ planted

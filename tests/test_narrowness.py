@@ -18,7 +18,7 @@ from retarget.errors import ProbeError
 from retarget.exact import best_actions, policy_table
 from retarget.goal import StateGoal
 from retarget.probe import Outcome, Subject
-from retarget.probes.narrowness import Narrowness
+from retarget.probes.narrowness import Narrowness, _Answer
 from retarget.regions import (
     check_region,
     commonest_action,
@@ -230,7 +230,8 @@ def test_other_goals_of_a_goal_table_lose_nothing_by_cells_of_the_active_row() -
     subject = Subject(agent, FOUR_ROOMS, goals[0], FOUR_ROOMS.goals[20])
     outcome = Narrowness(regions=("near b",), radius=1, after=False, others=40).measure(subject)
     assert outcome.at("narrow_bits", dose=0.0).editor == "table"
-    assert outcome["collateral_other_goals"].n == 5
+    found = outcome["collateral_other_goals"]
+    assert found.status == "ok" and found.n is None  # exact for these goals
     assert outcome["collateral_other_goals"].value == 0.0
 
 
@@ -312,3 +313,12 @@ def test_what_is_done_already_is_not_asked_for() -> None:
     outcome = Narrowness(regions=("near b",), after=False).measure(aimed)
     assert outcome["inside_before"].value == 1.0
     assert "unedited" in outcome["narrow_bits"].reason
+
+
+def test_intervals_of_the_controls_are_students() -> None:
+    # from a table of Student's t: 12.7062 standard errors on each side of two draws; one draw has none
+    answer = _Answer(None, None, None, None, "protocol")  # type: ignore[arg-type]
+    row = answer._mean("random_collateral", [9.0, 10.0], 100.0)
+    assert (row.ci_low, row.ci_high) == pytest.approx((9.5 - 6.3531, 9.5 + 6.3531), abs=1e-4) and row.n == 2
+    row = answer._mean("random_collateral", [9.0], 100.0)
+    assert (row.value, row.ci_low, row.n) == (9.0, None, 1)

@@ -20,7 +20,7 @@ from retarget.agents.neural import Architecture, NetworkAgent, Sensor
 from retarget.errors import AgentError, EditError, ProbeError
 from retarget.exact import Yardstick
 from retarget.probe import Subject
-from retarget.probes.weights import Weights, _draw, _repair, half_dose
+from retarget.probes.weights import Weights, _draw, _repair, _student, half_dose
 from retarget.testing import check_probe
 from retarget.units import HasUnits, UnitLayer, UnvaryingError
 
@@ -352,6 +352,26 @@ def test_more_draws_go_on_where_fewer_end(rooms: retarget.FiniteWorld) -> None:
     assert not isinstance(agent, HasUnits)
 
 
+def test_there_is_no_half_of_what_is_not_there(rooms: retarget.FiniteWorld) -> None:
+    """An agent that never does better than chance has nothing to lose; one that keeps it is censored, not missing."""
+    goal, n = rooms.goals[0], rooms.model.n_states
+    stuck = TablePolicy.from_probabilities(np.tile(np.eye(4)[0], (n, 1)))
+    for agent in (stuck, TablePolicy.from_probabilities(np.full((n, 4), 0.25))):
+        half = Weights(draws=2, doses=(0.01,)).measure(Subject(agent, rooms, goal))["noise_half"]
+        assert half.status == "not_applicable" and "uniform" in half.reason
+    kept = Weights(draws=2, doses=(1e-9,)).measure(Subject(exact_planner(rooms, goal), rooms, goal))["noise_half"]
+    assert kept.status == "failed" and kept.reason.startswith("censored")
+
+
+def test_intervals_over_few_draws_are_students() -> None:
+    # from a table of Student's t: 12.7062 standard errors on each side of two values, 3.1824 of four
+    assert _student(np.array([0.50, 0.51])) == pytest.approx((0.505 - 0.063531, 0.505 + 0.063531), abs=1e-6)
+    four = np.array([0.4, 0.5, 0.5, 0.6])
+    half = 3.182446 * (0.02 / 3) ** 0.5 / 2
+    assert _student(four) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-6)
+    assert _student(np.array([0.0, 1.0])) == (0.0, 1.0)  # cut to the range
+
+
 def test_a_network_gets_a_row_for_each_layer_and_no_repair_in_the_last(rooms: retarget.FiniteWorld) -> None:
     goal = rooms.goals[0]
     agent = network_for(rooms, goal, kind="mlp", seed=3, hidden=(12, 10))
@@ -421,5 +441,5 @@ def test_in_a_world_of_continuous_states_noise_is_judged_by_episodes() -> None:
 
 @pytest.mark.parametrize("options", [{"doses": (0.3, 0.1)}, {"doses": (0.0, 0.1)}, {"draws": 1}, {"steps": 0}])
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ProbeError, match=r"weights needs draws|doses must rise"):
+    with pytest.raises(ProbeError, match=r"option '(draws|steps)' must be at least|doses must rise"):
         Weights(**options)
