@@ -29,13 +29,13 @@ def evaluate(
     from retarget.study.criteria import load_criteria
     from retarget.study.table import write_parquet
     from retarget.study.verdicts import evaluate as judge
-    from retarget.study.verdicts import read_results
+    from retarget.study.verdicts import read_compiled, read_results
 
     path = out if out is not None else run / VERDICTS
     if path.suffix not in (".parquet", ".csv"):
         raise FileError(f"verdicts are written as .parquet or .csv, not to {str(path)!r}; choose another --out")
     asked = load_criteria(criteria)
-    verdicts = judge(read_results(run), asked)
+    verdicts = judge(read_results(run), asked, compiled=read_compiled(run))
     console = make_console()
     console.print(verdict_table(verdicts))
     for line in doubts(verdicts):

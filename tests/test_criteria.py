@@ -19,8 +19,10 @@ from retarget.cli import app
 from retarget.errors import FileError, RetargetError, StudyError
 from retarget.rng import stream
 from retarget.row import RESULT_COLUMNS, frame
+from retarget.study.bounds import error_of, mean_of
 from retarget.study.criteria import MAX_BYTES, Criterion, Known, load_criteria, parse_criteria
-from retarget.study.verdicts import VERDICT_COLUMNS, decide, error_of, evaluate, read_results
+from retarget.study.identities import compiled_by_rows, identity
+from retarget.study.verdicts import VERDICT_COLUMNS, decide, evaluate, read_compiled, read_results
 
 ROOT = Path(__file__).parent.parent
 RUNNER = CliRunner()
@@ -294,7 +296,9 @@ def test_known_rows_that_failed_say_nothing_of_the_error():
 def test_truths_may_differ_from_world_to_world():
     """A closed form gives another number in each world; the errors are 0 in both."""
     there = [
-        row(cell=f"{w}{i}", world=w, agent="known", value=float(v)) for w, v in (("A", 3), ("B", 5)) for i in range(10)
+        row(cell=f"{w}{i}", world=w, goal_b=str(i), agent="known", value=float(v))
+        for w, v in (("A", 3), ("B", 5))
+        for i in range(10)
     ]
     known = (Known("known", 3.0, (("world", ("A",)),)), Known("known", 5.0, (("world", ("B",)),)))
     found = one([*there, row(value=1.0)], asked(known=known))
@@ -306,23 +310,201 @@ def test_truths_may_differ_from_world_to_world():
 def test_of_an_agent_it_is_the_mean_over_worlds_and_seeds():
     """Rows of one world and seed are one draw: three of them, written down four times each, give the same interval."""
     means = [2.0, 2.5, 3.3]
-    rows = [row(cell=f"{s}{i}", seed=s, value=v) for s, v in enumerate(means) for i in range(4)]
-    found = one([*table_rows([0.0] * 8), *rows], asked(of="agents"))
+    rows = [row(cell=f"{s}{i}", goal_b=str(i), seed=s, value=v) for s, v in enumerate(means) for i in range(4)]
+    known = table_rows([0.001 * i for i in range(8)])
+    found = one([*known, *rows], asked(of="agents"))
     low, high = stats.t.interval(0.95, 2, loc=2.6, scale=stats.sem(means))
     assert (found["value"], found["ci_low"], found["ci_high"]) == pytest.approx((2.6, low, high))
     assert (found["rows"], found["seed"], found["world"], found["verdict"]) == (12, None, "Maze(size=9)", "cannot tell")
-    assert one([*table_rows([0.0] * 8), *rows], asked(of="agents", low=0.5))["verdict"] == "meets"
+    assert one([*known, *rows], asked(of="agents", low=0.5))["verdict"] == "meets"
 
 
 def test_a_mean_over_what_was_found_alone_is_none():
-    rows = [row(seed=0, value=5.0), row(seed=1, value=5.0), row(seed=2, status="failed", reason="none")]
-    found = one([*table_rows([0.0] * 8), *rows], asked(of="agents"))
+    known = table_rows([0.001 * i for i in range(8)])
+    rows = [row(seed=0, value=5.0), row(seed=1, value=5.1), row(seed=2, status="failed", reason="none")]
+    found = one([*known, *rows], asked(of="agents"))
     assert (found["verdict"], found["rows"]) == ("cannot tell", 2)
     assert found["reason"].startswith("1 of 3 rows failed")
     rows[2] |= {"status": "not_applicable"}  # nothing to measure: left out, and counted
-    found = one([*table_rows([0.0] * 8), *rows], asked(of="agents"))
+    found = one([*known, *rows], asked(of="agents"))
     assert (found["verdict"], found["rows"]) == ("meets", 2)
-    assert "one world and seed alone" in one([*table_rows([0.0] * 8), rows[0]], asked(of="agents"))["reason"]
+    assert "one world and seed alone" in one([*known, rows[0]], asked(of="agents"))["reason"]
+
+
+# --- means of values that are all alike ----------------------------------------------------------------------------
+
+
+@given(st.integers(2, 60), st.floats(0, 1), st.sampled_from([0.5, 0.1, 0.05, 0.01]))
+def test_values_that_are_all_alike_leave_room_for_others(n, value, alpha):
+    """Oracle: at either end the mean of a mixture with that share of others, which would give n - 1 more of the first
+    value with a chance of alpha exactly."""
+    mean, low, high = mean_of([value] * n, 1 - alpha, (0.0, 1.0))
+    assert mean == pytest.approx(value) and low is not None and high is not None
+    share = stats.beta.ppf(1 - alpha, 1, n - 1)  # 0 others of n - 1, at most: Clopper and Pearson
+    assert (low, high) == pytest.approx(((1 - share) * value, (1 - share) * value + share), abs=1e-9)
+    assert mean_of([value] * n, 1 - alpha, (0.0, math.inf))[1:] == (None, None)
+
+
+def test_values_that_are_alike_but_for_rounding_are_alike():
+    assert mean_of([0.1 + 0.2, 0.3, 0.3], 0.95, (-math.inf, math.inf))[1:] == (None, None)
+    assert mean_of([0.31, 0.3, 0.3], 0.95, (-math.inf, math.inf))[1] is not None
+
+
+@pytest.mark.parametrize("n", [2, 4, 8, 16])
+def test_few_values_that_are_all_alike_give_no_false_alarm(n):
+    """Bernoulli(0.7), asked for a mean of at least 0.9, so that every 'meets' is wrong; n clusters, 4,000 runs each.
+
+    An interval of no width is wrong with 0.7**n: 49% of runs with 2 clusters, 24% with 4. The rate stated is 5% at
+    most, and then more than 270 of 4,000 have a chance below 1e-6.
+    """
+    rng, criterion = stream(n, "all alike"), asked(low=0.9)
+    wrong = alike = 0
+    for drawn in rng.random((4000, n)) < 0.7:
+        mean, low, high = mean_of(drawn.astype(float).tolist(), 0.95, (0.0, 1.0))
+        assert low is not None and high is not None
+        wrong += decide(criterion, low, high) == "meets"
+        alike += mean == 1.0
+    assert wrong <= 270
+    assert abs(alike - 4000 * 0.7**n) <= 5 * math.sqrt(4000 * 0.7**n)  # the trap was there
+
+
+def test_the_whole_way_falls_into_no_trap_either():
+    """The same with rows: competence, which lies in [0, 1], and known truth with errors of some spread."""
+    given_ = {"metric": "competence_a", "kind": "evaluation", "unit": "1"}
+    known = table_rows([0.001 * i for i in range(20)], **given_)
+    criterion = asked(of="agents", metric="competence_a", low=0.9)
+    two = [row(seed=i, value=1.0, **given_) for i in range(2)]
+    found = one([*known, *two], criterion)
+    assert (found["verdict"], found["ci_low"]) == ("cannot tell", pytest.approx(0.05))
+    many = [row(seed=i, value=1.0, **given_) for i in range(100)]
+    assert one([*known, *many], criterion)["verdict"] == "meets"
+    bits = one([*table_rows([0.001 * i for i in range(8)]), *[row(seed=i, value=5.0) for i in range(9)]],
+               asked(of="agents"))  # fmt: skip
+    assert bits["verdict"] == "cannot tell" and "the same in all 9 worlds and seeds" in bits["reason"]
+    alike = one([*table_rows([0.0] * 8), *[row(seed=i, value=5.0 + i) for i in range(9)]], asked(of="agents", low=0.5))
+    assert (
+        alike["verdict"] == "cannot tell"
+        and "known truth bounds no bias: the value is the same in all 2" in alike["reason"]
+    )
+
+
+# --- known truth that holds by construction ------------------------------------------------------------------------
+
+
+def test_known_truth_that_holds_by_construction_measures_no_error():
+    rows = [*table_rows([0.0] * 19), row(value=9.0)]
+    assert evaluate(results(rows), [asked()])["verdict"].to_list() == ["meets"]
+    found = evaluate(results(rows), [asked()], compiled=["limit table"]).row(0, named=True)
+    assert (found["verdict"], found["known_rows"], found["error"]) == ("cannot tell", 0, None)
+    assert found["reason"].startswith("known truth holds by construction: retargetability of 'limit table'")
+    # beside an agent whose truth is none by construction, it is left out
+    other = table_rows([0.25] * 19, agent="other", agent_id="network")
+    both = asked(known=(Known("limit table", 0.0), Known("other", 0.0)))
+    other = [r | {"cell": f"o{i}"} for i, r in enumerate(other)]
+    found = evaluate(results([*rows, *other]), [both], compiled=["limit table"]).row(0, named=True)
+    assert (found["known_rows"], found["error"], found["verdict"]) == (19, 0.25, "meets")
+
+
+@pytest.mark.parametrize(
+    ("metric", "agent_id", "agent", "compiled", "idle"),
+    [
+        ("retargetability", "planner", "planner, compiled", (), True),
+        ("retargetability", "planner", "planner", (), False),
+        ("retargetability", "q_table", "table of values", (), False),
+        ("slope_over_table", "q_table", "t", ("t",), True),
+        ("map_gain_over_table", "q_table", "t", ("t",), True),
+        ("goal_coherence", "q_table", "table of values", (), True),
+        ("goal_coherence", "network", "mlp", (), False),
+        ("meg_uniform", "network", "mlp", (), True),
+        ("edit_bits", "planner", "planner, compiled", (), False),
+        ("cells_found", "q_table", "t", ("t",), False),
+    ],
+)
+def test_which_truths_hold_by_construction(metric, agent_id, agent, compiled, idle):
+    assert bool(identity(row(metric=metric, agent_id=agent_id, agent=agent), compiled)) is idle
+
+
+def test_a_compiled_table_is_known_by_its_rows():
+    def pair(agent: str, bits: float, table: float, parts: str = "table") -> list[dict[str, object]]:
+        return [
+            row(agent=agent, metric="edit_bits", unit="bit", value=bits, parts=parts, code="enumerative"),
+            row(agent=agent, metric="behaviour_bits", unit="bit", value=table, parts="table", code="enumerative"),
+        ]
+
+    rows = [*pair("a", 12, 12), *pair("b", 11, 12), *pair("c", 12, 12, "goal_slot"), row(agent="d", value=0.0)]
+    assert compiled_by_rows(results(rows)) == {"a"}
+    rows += [r | {"seed": 1} for r in pair("a", 11, 12)]
+    assert compiled_by_rows(results(rows)) == frozenset()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"agents": 3}', '{"agents": [{"name": "a"}]}', "\\xff"])
+def test_a_study_that_is_none_is_refused_in_one_line(tmp_path, text):
+    assert read_compiled(tmp_path) == frozenset()
+    (tmp_path / "study.json").write_text(text, encoding="utf-8")
+    with pytest.raises(StudyError, match="is no study of ours"):
+        read_compiled(tmp_path)
+    whole = '{"agents": [{"name": "a", "compiled": true}, {"name": "b", "compiled": false}]}'
+    (tmp_path / "study.json").write_text(whole, encoding="utf-8")
+    assert read_compiled(tmp_path) == {"a"}
+
+
+# --- rows that say the same twice, and rows with n -----------------------------------------------------------------
+
+
+def test_a_row_that_stands_twice_counts_once():
+    known = table_rows([0.0] * 10)
+    twice = [*known, *[r | {"cell": f"again {r['cell']}"} for r in known], row(value=9.0), row(value=9.0, cell="c2")]
+    found = one(twice, asked())
+    assert (found["known_rows"], found["verdict"]) == (10, "cannot tell")
+    assert found["reason"].startswith("10 rows of known truth")
+
+
+@pytest.mark.parametrize(
+    ("given_", "verdict"),
+    [
+        ({"code": "enumerative"}, "meets"),
+        ({"kind": "characterization"}, "meets"),
+        ({"kind": "experiment"}, "cannot tell"),
+    ],
+)
+def test_n_alone_makes_no_estimate_of_what_was_counted(given_, verdict):
+    exact = [*table_rows([0.0] * 19, **given_), row(value=9.0, n=8, **given_)]
+    assert one(exact, asked())["verdict"] == verdict
+    # where rows of the metric have intervals, one without is an estimate that lacks it
+    drawn = row(value=9.0, ci_low=8.9, ci_high=9.1, n=8, cell="e", agent="other", **given_)
+    found = one([*exact, drawn], asked())
+    assert (found["verdict"], found["reason"]) == ("cannot tell", "an estimate of 8 draws that has no interval")
+
+
+def test_a_null_is_chosen_by_an_empty_text():
+    text = TOML.replace("goal_b_seen = false", 'protocol = "", dose = [1, ""]')
+    criterion = parse_criteria(text)[0]
+    assert dict(criterion.where)["protocol"] == (None,) and dict(criterion.where)["dose"] == (1.0, None)
+    rows = [row(value=9.0), row(value=8.0, protocol="p", dose=1.0), row(value=7.0, dose=1.0), row(value=6.0, dose=2.0)]
+    where = (("protocol", (None,)), ("dose", (1.0, None)))
+    found = evaluate(results(rows), [asked(known=(), where=where)])
+    assert sorted(found["value"]) == [7.0, 9.0]
+    with pytest.raises(StudyError, match="probe is null in no row; known: retargetability"):
+        evaluate(results(rows), [asked(known=(), where=(("probe", (None,)),))])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "words"),
+    [
+        ('metric = "retargetability"', 'metric = "retargetabilty"', 6, "unknown metric"),
+        ('probe = "retargetability"', 'probe = "robustness"', 7, "unknown value of probe"),
+        ('"controller"]', '\n"controler"]', 11, "unknown value of agent 'controler'"),
+        ("value = 0", "value = 0\nwhere = { seed = 99 }", 15, "unknown value of seed"),
+        ('agent = "limit table"', 'agent = "limit tabel"', 13, "unknown agent of this run 'limit tabel'"),
+    ],
+)
+def test_what_the_run_does_not_have_is_named_at_its_key(old, new, line, words):
+    rows = [row(value=1.0), row(value=1.0, agent="controller"), *table_rows([0.0])]
+    text = TOML.replace(", goal_b_seen = false", "").replace("dose = 1\n", "")
+    assert evaluate(results(rows), parse_criteria(text)).height
+    with pytest.raises(StudyError, match=re.escape(words)) as error:
+        evaluate(results(rows), parse_criteria(text.replace(old, new, 1), source="my.toml"))
+    assert str(error.value).startswith(f"my.toml, line {line}: ")
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,19 @@ def test_lines_of_items_and_of_what_is_missing() -> None:
         ('"robustness"', '"robustnes"', 19, "unknown probe 'robustnes' (did you mean 'robustness'?)"),
         ('id = "robustness"', "", 18, "needs id"),
         ('id = "robustness"', 'id = "robustness"\nno_such = 1', 20, "unknown option of probe 'robustness' 'no_such'"),
+        (
+            'id = "robustness"',
+            'id = "narrowness"\nallowed = ["a"]',
+            20,
+            "option 'allowed' of probe 'narrowness' takes numbers such as [0.0",
+        ),
+        ('id = "robustness"', 'id = "weights"\ndoses = [0.1, nan]', 20, "takes finite numbers, got nan"),
+        ('id = "robustness"', 'id = "weights"\ndoses = [[inf]]', 20, "takes finite numbers, got inf"),
+        ('id = "robustness"', 'id = "weights"\ndoses = [true]', 20, "takes numbers such as [0.01"),
+        ('id = "robustness"', f'id = "weights"\ndoses = [1{"0" * 400}]', 20, "takes finite numbers"),
+        ('id = "robustness"', 'id = "adaptation"\nchanges = [3]', 20, "takes texts such as ['reward'"),
+        ('id = "robustness"', 'id = "goal_gradient"\ndamping = nan', 20, "takes finite numbers, got nan"),
+        ('id = "robustness"', 'id = "goal_gradient"\ndamping = -inf', 20, "takes finite numbers, got -inf"),
         ("[[probes]]", "[probes]", 18, "at least one [[probes]] table"),
         ("seeds = [0, 1]", "seeds = [0, 1", 3, "not valid TOML"),
     ],
@@ -160,6 +173,30 @@ def test_each_mistake_names_itself_and_its_line(old: str, new: str, line: int, w
 def test_the_same_agent_under_two_names_is_refused() -> None:
     text = GOOD + '\n[[agents]]\nid = "planner"\nname = "other"\n'
     with pytest.raises(StudyError, match="agents 'planner' and 'other' are the same"):
+        parse_study(text)
+
+
+TWO_WORLDS = GOOD.replace("[[agents]]", '[[worlds]]\nid = "Maze"\nsize = 9\n\n[[agents]]', 1)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "where"),
+    [
+        ("", "", "Maze, OpenGrid"),
+        ("", 'worlds = ["Maze"]', "Maze"),
+        ('worlds = ["Maze"]', 'worlds = ["OpenGrid", "Maze"]', "Maze"),
+        ('worlds = ["Maze"]', 'worlds = ["OpenGrid"]', None),
+        ("", "draws = 32", "Maze, OpenGrid"),  # as it is anyway
+        ("", "draws = 33", None),
+    ],
+)
+def test_a_probe_is_asked_once_a_world(first: str, second: str, where: str | None) -> None:
+    text = TWO_WORLDS.replace('id = "robustness"', 'id = "retargetability"\n' + first)
+    text += '\n[[probes]]\nid = "retargetability"\n' + second + "\n"
+    if where is None:
+        assert len(parse_study(text).probes) == 2
+        return
+    with pytest.raises(StudyError, match=f"is named twice for {where}; remove one"):
         parse_study(text)
 
 

@@ -11,7 +11,7 @@ import math
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -39,6 +39,7 @@ _DIRECT = ("probe", "protocol", "dose", "code")
 _KNOWN = ("agent", "value", "where")
 _DTYPES = {c.name: c.dtype for c in RESULT_COLUMNS}
 
+#: Columns and the values that they may have; None stands for null.
 Where = tuple[tuple[str, tuple[object, ...]], ...]
 
 
@@ -72,6 +73,7 @@ class Criterion:
         known: agents of known truth.
         alpha: chance, at most, that the instrument's error exceeds the bound it is given, in (0, 0.5].
         line: where it stands in its file, for messages.
+        lines: where its keys stand, by path from the criterion on, e.g. `("known", 0, "agent")`.
     """
 
     name: str
@@ -84,6 +86,16 @@ class Criterion:
     known: tuple[Known, ...] = ()
     alpha: float = 0.05
     line: str = "criteria"
+    lines: tuple[tuple[KeyPath, str], ...] = field(default=(), compare=False, repr=False)
+
+    def at(self, *path: str | int) -> str:
+        """Where a key stands, or the nearest table around it.
+
+        >>> Criterion("c", "m", "at least", 1.0, None, lines=((("metric",), "a.toml, line 3"),)).at("metric")
+        'a.toml, line 3'
+        """
+        known = dict(self.lines)
+        return next((known[path[:end]] for end in range(len(path), 0, -1) if path[:end] in known), self.line)
 
     @property
     def asks(self) -> str:
@@ -171,7 +183,10 @@ class _Reader:
         known = self.known(path, table.get("known", []))
         line = f"{self.source}, line {line_of(self.lines, path)}"
         share = self.alpha(path, table, alpha)
-        return Criterion(name, metric, direction, low, high, of, where, known, share, line)
+        lines = {k[len(path) :]: f"{self.source}, line {n}" for k, n in self.lines.items() if k[: len(path)] == path}
+        lines |= {("where", *k): at for k, at in lines.items() if k[:1] and k[0] in direct}
+        lines.pop((), None)
+        return Criterion(name, metric, direction, low, high, of, where, known, share, line, tuple(lines.items()))
 
     def known_keys(self, path: KeyPath, table: Mapping[str, Any], known: tuple[str, ...]) -> None:
         for key in table:
@@ -240,11 +255,12 @@ class _Reader:
         wanted = kinds.get(_DTYPES[column], (int, float))
         for value in values:
             odd = isinstance(value, bool) and bool not in wanted
-            if odd or not isinstance(value, wanted):
-                self.fail(path, f"{column} is of the type {_DTYPES[column]}, got {value!r}")
+            if value != "" and (odd or not isinstance(value, wanted)):
+                self.fail(path, f'{column} is of the type {_DTYPES[column]}, got {value!r}; "" stands for null')
+        # TOML has no null, and no column holds an empty text
         if _DTYPES[column] == "Float64":
-            return tuple(self.number(path, column, v) for v in values)
-        return tuple(values)
+            return tuple(None if v == "" else self.number(path, column, v) for v in values)
+        return tuple(None if v == "" else v for v in values)
 
     def known(self, path: KeyPath, given: object) -> tuple[Known, ...]:
         if not isinstance(given, list) or not all(isinstance(t, dict) for t in given):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from retarget.errors import StudyError, unknown
@@ -65,30 +66,71 @@ def probe_defaults(probe_id: str) -> Mapping[str, object]:
 
 
 def check_option(what: str, name: str, value: object, defaults: Mapping[str, object]) -> None:
-    """Raise StudyError unless the option exists and the value is of its default's type.
+    """Raise StudyError unless the option exists, the value is of its default's type, and its numbers are finite.
 
     Args:
         what: whose option, e.g. `agent 'q_table'`.
         name: name of the option.
         value: what was given; lists come as tuples.
-        defaults: options that exist; a default of None takes any value.
+        defaults: options that exist; a default of None takes any value. Where a default is a tuple of numbers, or of
+            texts, so is the value.
 
     >>> check_option("agent 'a'", "depth", 3, {"depth": 1})
     >>> check_option("agent 'a'", "dept", 3, {"depth": 1})
     Traceback (most recent call last):
     ...
     retarget.errors.StudyError: unknown option of agent 'a' 'dept' (did you mean 'depth'?); known: depth
+    >>> check_option("agent 'a'", "doses", ("a",), {"doses": (0.5, 1.0)})
+    Traceback (most recent call last):
+    ...
+    retarget.errors.StudyError: option 'doses' of agent 'a' takes numbers such as [0.5, 1.0], got 'a'
     """
     if name not in defaults:
         raise StudyError(unknown(f"option of {what}", name, defaults))
     default = defaults[name]
+    odd = _not_finite(value)
+    if odd is not None:
+        raise StudyError(f"option {name!r} of {what} takes finite numbers, got {odd!r}")
     if default is None:
         return
     if isinstance(default, float):
-        fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+        fits = _is_number(value)
     elif isinstance(default, (tuple, list)):
         fits = isinstance(value, (tuple, list))
     else:
         fits = type(value) is type(default)
     if not fits:
         raise StudyError(f"option {name!r} of {what} takes a value like {default!r}, got {value!r}")
+    if isinstance(default, (tuple, list)) and isinstance(value, (tuple, list)):
+        _check_items(what, name, value, default)
+
+
+def _check_items(what: str, name: str, value: Sequence[object], default: Sequence[object]) -> None:
+    """Raise StudyError unless the items are of the type that all items of the default are."""
+    if not default:  # an empty default says nothing of what its items would be
+        return
+    if any(isinstance(v, float) for v in default) and all(_is_number(v) for v in default):
+        odd, takes = [v for v in value if not _is_number(v)], "numbers"
+    elif len({type(v) for v in default}) == 1 and isinstance(default[0], (int, str)):
+        odd = [v for v in value if type(v) is not type(default[0])]
+        takes = {bool: "true or false", int: "whole numbers", str: "texts"}[type(default[0])]
+    else:
+        return
+    if odd:
+        raise StudyError(f"option {name!r} of {what} takes {takes} such as {list(default)!r}, got {odd[0]!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _not_finite(value: object) -> object | None:
+    """The first number in a value, or in lists and tables inside it, that is not finite as a float; None for none."""
+    if isinstance(value, (tuple, list)):
+        return next((odd for v in value if (odd := _not_finite(v)) is not None), None)
+    if isinstance(value, Mapping):
+        return _not_finite(tuple(value.values()))
+    try:
+        return value if isinstance(value, (int, float)) and not math.isfinite(value) else None
+    except OverflowError:  # a whole number larger than any float
+        return value

@@ -344,6 +344,7 @@ class _Reader:
 
     def probes(self, worlds: set[str]) -> tuple[ProbeSpec, ...]:
         out: list[ProbeSpec] = []
+        asked: list[tuple[str, dict[str, object], set[str]]] = []
         for path, given, id in self.tables("probes"):
             defaults = self.at((*path, "id"), probe_defaults, id)
             only = self.world_names((*path, "worlds"), given.pop("worlds", None), worlds)
@@ -351,8 +352,13 @@ class _Reader:
                 self.at((*path, key), check_option, f"probe {id!r}", key, value, defaults)
             spec = ProbeSpec(id, tuple(sorted(given.items())), only)
             self.at(path, make_probe, spec)
-            if spec in out:
-                self.fail(path, f"probe {spec.label} is named twice; remove one")
+            # with the defaults written out: an option that is given as it is anyway makes no other probe
+            whole, where = {**defaults, **given}, worlds if only is None else set(only)
+            for other_id, other, elsewhere in asked:
+                if (id, whole) == (other_id, other) and where & elsewhere:
+                    twice = ", ".join(sorted(where & elsewhere))
+                    self.fail(path, f"probe {spec.label} is named twice for {twice}; remove one, or part their worlds")
+            asked.append((id, whole, where))
             out.append(spec)
         return tuple(out)
 

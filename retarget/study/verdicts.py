@@ -10,17 +10,19 @@ Student's interval of the mean error: spread is in the interval of the mean alre
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retarget import __version__
 from retarget.errors import StudyError, unknown
-from retarget.probes.growth import student_quantile
 from retarget.row import RESULT_COLUMNS, Column, frame, schema
-from retarget.study.criteria import Criterion, Verdict, Where
+from retarget.study.bounds import Error, error_of, mean_of, no_interval
+from retarget.study.criteria import Criterion, Known, Verdict, Where
+from retarget.study.identities import compiled_by_rows, identity
+from retarget.study.lines import KeyPath
 from retarget.study.table import RESULTS
 
 if TYPE_CHECKING:
@@ -71,59 +73,6 @@ VERDICT_COLUMNS: tuple[Column, ...] = (
 )
 
 
-@dataclass(frozen=True)
-class Error:
-    """What an instrument gets wrong, from agents of known truth.
-
-    Attributes:
-        bias, bias_low, bias_high: mean of measured less true, with its interval; ends None for one value.
-        spread: standard deviation; None for one value.
-        n: rows of known truth.
-        bound: what the error does not exceed at the confidence asked for, at least 0; None where n is too small.
-        reason: why there is no bound, else empty.
-    """
-
-    bias: float | None
-    bias_low: float | None
-    bias_high: float | None
-    spread: float | None
-    n: int
-    bound: float | None
-    reason: str = ""
-
-
-def error_of(errors: Sequence[float], *, alpha: float, clusters: Sequence[float] | None = None) -> Error:
-    """Bias, spread and bound of errors on agents of known truth.
-
-    Args:
-        errors: `[N]` measured less true, one a row.
-        alpha: chance, at most, that a further error exceeds the bound.
-        clusters: for means over rows: mean errors of groups of rows that are independent of each other. The bound is
-            then of the bias alone.
-
-    >>> error_of([0.1, -0.2, 0.1], alpha=0.25).bound
-    0.2
-    >>> error_of([0.1, -0.2, 0.1], alpha=0.05).reason
-    '3 rows of known truth bound the error with confidence 0.75 at most; 0.95 takes 19'
-    """
-    n = len(errors)
-    units = list(errors if clusters is None else clusters)
-    bias, low, high = _mean(units, 1 - alpha)
-    spread = _deviation(errors) if n > 1 else None
-    if clusters is not None:
-        if low is None or high is None:
-            return Error(bias, None, None, spread, n, None, "one world and seed of known truth alone: no spread")
-        return Error(bias, low, high, spread, n, max(abs(low), abs(high)))
-    # rounded first, so that 0.95 * 20 is 19 and not a little more
-    rank = math.ceil(round((1 - alpha) * (n + 1), 9))
-    if rank > n:
-        most, needed = n / (n + 1), math.ceil(round(1 / alpha, 9)) - 1
-        reason = f"{n} rows of known truth bound the error with confidence {most:.3g} at most; "
-        reason += f"{1 - alpha:.3g} takes {needed}"
-        return Error(bias, low, high, spread, n, None, reason)
-    return Error(bias, low, high, spread, n, sorted(map(abs, errors))[rank - 1])
-
-
 def decide(criterion: Criterion, low: float, high: float) -> Verdict:
     """The verdict on a value that lies anywhere in [low, high].
 
@@ -138,6 +87,22 @@ def decide(criterion: Criterion, low: float, high: float) -> Verdict:
     if not inside and not apart:
         return "cannot tell"
     return "meets" if inside == (criterion.direction != "outside") else "does not meet"
+
+
+def read_compiled(run: Path) -> frozenset[str]:
+    """Labels of the agents of a run that are compiled tables, as its study says; empty where there is no study.
+
+    Raises:
+        StudyError: where the study cannot be read.
+    """
+    path = run / "study.json"
+    if not path.is_file():
+        return frozenset()
+    try:
+        agents = json.loads(path.read_text(encoding="utf-8"))["agents"]
+        return frozenset(str(a["name"]) for a in agents if a["compiled"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise StudyError(f"{str(path)!r} is no study of ours; run the study again to write it anew") from None
 
 
 def read_results(run: Path) -> pl.DataFrame:
@@ -169,12 +134,14 @@ def read_results(run: Path) -> pl.DataFrame:
     return table.select([c.name for c in RESULT_COLUMNS])
 
 
-def evaluate(results: pl.DataFrame, criteria: Iterable[Criterion]) -> pl.DataFrame:
+def evaluate(results: pl.DataFrame, criteria: Iterable[Criterion], *, compiled: Iterable[str] = ()) -> pl.DataFrame:
     """Verdicts on rows: one for each criterion and row that it speaks of, or each agent.
 
     Args:
         results: rows of `RESULT_COLUMNS`.
         criteria: from `retarget.study.criteria.load_criteria`.
+        compiled: labels of agents that are compiled tables, where the study says so; those that the rows show to be
+            are added.
 
     Returns:
         A frame of `VERDICT_COLUMNS`.
@@ -183,20 +150,24 @@ def evaluate(results: pl.DataFrame, criteria: Iterable[Criterion]) -> pl.DataFra
         StudyError: where a criterion names a metric, an agent or a value that the rows do not have, or speaks of none.
     """
     out: list[dict[str, object]] = []
+    # a probe that was asked twice gives every row twice, in cells of other names: no second measurement
+    same = [c for c in results.columns if c != "cell"]
+    results = results.sort("cell", nulls_last=True).unique(subset=same, keep="first", maintain_order=True)
+    tables = {*compiled, *compiled_by_rows(results)}
     for criterion in criteria:
         asked = _chosen(results, criterion)
-        truths = _known(results, criterion)
+        truths, idle = _known(results, criterion, tables)
+        sampled = _sampled(results, criterion)
         for instrument, rows in _by_instrument(asked).items():
-            known = truths.get(instrument, [])
-            error = _error(criterion, known)
+            error = _error(criterion, truths.get(instrument, []), idle)
             parts = [[r] for r in rows] if criterion.of == "rows" else _by_agent(rows)
-            out += [_judged(criterion, error, part) for part in parts]
+            out += [_judged(criterion, error, part, sampled) for part in parts]
     return frame(out, VERDICT_COLUMNS)
 
 
 def _chosen(results: pl.DataFrame, criterion: Criterion) -> list[dict[str, Any]]:
     rows = _of_metric(results, criterion)
-    rows = _filtered(rows, criterion.where, criterion.line)
+    rows = _filtered(rows, criterion.where, criterion, ("where",))
     if rows.is_empty():
         raise StudyError(
             f"{criterion.line}: criterion {criterion.name!r} speaks of no row of this run; widen its where"
@@ -213,42 +184,70 @@ def _chosen(results: pl.DataFrame, criterion: Criterion) -> list[dict[str, Any]]
 def _of_metric(results: pl.DataFrame, criterion: Criterion) -> pl.DataFrame:
     names = results["metric"].unique().to_list()
     if criterion.metric not in names:
-        raise StudyError(f"{criterion.line}: {unknown('metric of this run', criterion.metric, names)}")
+        raise StudyError(f"{criterion.at('metric')}: {unknown('metric of this run', criterion.metric, names)}")
     return results.filter(results["metric"] == criterion.metric)
 
 
-def _filtered(rows: pl.DataFrame, where: Where, line: str) -> pl.DataFrame:
+def _filtered(rows: pl.DataFrame, where: Where, criterion: Criterion, path: KeyPath) -> pl.DataFrame:
     import polars as pl
 
     for column, values in where:
-        there = rows[column].unique().drop_nulls().to_list()
-        for value in values:
+        there = rows[column].unique().to_list()
+        for i, value in enumerate(values):
             if value not in there and rows.height:
-                raise StudyError(f"{line}: {unknown(f'value of {column}', value, there)}")
-        rows = rows.filter(pl.col(column).is_in(list(values)))
+                line, named = criterion.at(*path, column, i), [v for v in there if v is not None]
+                if value is None:
+                    raise StudyError(f"{line}: {column} is null in no row; known: {', '.join(sorted(map(str, named)))}")
+                raise StudyError(f"{line}: {unknown(f'value of {column}', value, named)}")
+        rows = rows.filter(
+            pl.col(column).is_in([v for v in values if v is not None], nulls_equal=False).fill_null(False)
+            | (pl.col(column).is_null() & pl.lit(None in values))
+        )
     return rows
 
 
-def _known(results: pl.DataFrame, criterion: Criterion) -> dict[tuple[object, ...], list[tuple[dict[str, Any], float]]]:
-    """Rows of agents of known truth, with the truth, by instrument."""
+_Truths = dict[tuple[object, ...], list[tuple[dict[str, Any], float]]]
+
+
+def _known(results: pl.DataFrame, criterion: Criterion, tables: Collection[str]) -> tuple[_Truths, str]:
+    """Rows of agents of known truth, with the truth, by instrument; and why some were left out: their truth holds by
+    construction, however the instrument errs."""
     rows = _of_metric(results, criterion)
     out: dict[tuple[object, ...], list[tuple[dict[str, Any], float]]] = {}
     used: dict[tuple[object, ...], float] = {}
-    for known in criterion.known:
-        agents = results["agent"].unique().to_list()
-        if known.agent not in agents:
-            raise StudyError(f"{criterion.line}: {unknown('agent of this run', known.agent, agents)}")
-        mine = _filtered(rows.filter(rows["agent"] == known.agent), known.where, criterion.line)
-        for row in mine.to_dicts():
+    idle = ""
+    for i, known in enumerate(criterion.known):
+        for row in _rows_of(results, rows, criterion, known, i):
+            why = identity(row, tables)
+            if why:
+                idle = f"known truth holds by construction: {criterion.metric} of {known.agent!r} {why}"
+                continue
             key = (row["cell"], *_instrument(row))
             if used.setdefault(key, known.value) != known.value:
                 raise StudyError(
-                    f"{criterion.line}: {known.agent!r} is given two truths ({used[key]:g} and {known.value:g}) "
-                    "for one row; tell them apart with where"
+                    f"{criterion.at('known', i)}: {known.agent!r} is given two truths "
+                    f"({used[key]:g} and {known.value:g}) for one row; tell them apart with where"
                 )
             if (row, known.value) not in out.setdefault(_instrument(row), []):
                 out[_instrument(row)].append((row, known.value))
-    return out
+    return out, idle
+
+
+def _rows_of(
+    results: pl.DataFrame, rows: pl.DataFrame, criterion: Criterion, known: Known, number: int
+) -> list[dict[str, Any]]:
+    agents = results["agent"].unique().to_list()
+    if known.agent not in agents:
+        line = criterion.at("known", number, "agent")
+        raise StudyError(f"{line}: {unknown('agent of this run', known.agent, agents)}")
+    mine = rows.filter(rows["agent"] == known.agent)
+    return _filtered(mine, known.where, criterion, ("known", number, "where")).to_dicts()
+
+
+def _sampled(results: pl.DataFrame, criterion: Criterion) -> frozenset[str]:
+    """Probes whose rows of this metric have intervals: there, a row with n and without one is an estimate."""
+    rows = _of_metric(results, criterion)
+    return frozenset(rows.filter(rows["ci_low"].is_not_null())["probe"].to_list())
 
 
 def _instrument(row: Mapping[str, Any]) -> tuple[object, ...]:
@@ -269,10 +268,12 @@ def _by_agent(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     return list(out.values())
 
 
-def _error(criterion: Criterion, known: list[tuple[dict[str, Any], float]]) -> Error:
+def _error(criterion: Criterion, known: list[tuple[dict[str, Any], float]], idle: str) -> Error:
     if not criterion.known:
         return Error(None, None, None, None, 0, None, "no agent of known truth is named: the error is not known")
     ok = [(row, row["value"] - truth) for row, truth in known if row["status"] == "ok"]
+    if not ok and idle:
+        return Error(None, None, None, None, 0, None, idle)
     if not ok:
         names = ", ".join(dict.fromkeys(k.agent for k in criterion.known))
         reason = f"the agents of known truth ({names}) have no value here: the error is not known"
@@ -280,7 +281,24 @@ def _error(criterion: Criterion, known: list[tuple[dict[str, Any], float]]) -> E
     errors = [e for _, e in ok]
     if criterion.of == "rows":
         return error_of(errors, alpha=criterion.alpha)
-    return error_of(errors, alpha=criterion.alpha, clusters=_clusters(ok))
+    low, high = _range(known[0][0])
+    truths = [truth for _, truth in known]
+    # a metric between low and high errs by no less than low - truth, and no more than high - truth
+    limits = low - max(truths), high - min(truths)
+    return error_of(errors, alpha=criterion.alpha, clusters=_clusters(ok), limits=limits)
+
+
+def _range(row: Mapping[str, Any]) -> tuple[float, float]:
+    """What the metric of a row can be, as its probe declares it; without end where it says nothing."""
+    from retarget.probes import PROBES
+
+    metric = PROBES[row["probe"]].metrics.get(row["metric"]) if row["probe"] in PROBES else None
+    if metric is None:
+        return -math.inf, math.inf
+    return (
+        -math.inf if metric.low is None else metric.low,
+        math.inf if metric.high is None else metric.high,
+    )
 
 
 def _clusters(pairs: Sequence[tuple[dict[str, Any], float]]) -> list[float]:
@@ -291,8 +309,10 @@ def _clusters(pairs: Sequence[tuple[dict[str, Any], float]]) -> list[float]:
     return [math.fsum(v) / len(v) for v in groups.values()]
 
 
-def _judged(criterion: Criterion, error: Error, rows: list[dict[str, Any]]) -> dict[str, object]:
-    value, low, high, miss, reason = _read_row(rows[0]) if criterion.of == "rows" else _read_mean(rows)
+def _judged(
+    criterion: Criterion, error: Error, rows: list[dict[str, Any]], sampled: Collection[str]
+) -> dict[str, object]:
+    value, low, high, miss, reason = _read_row(rows[0], sampled) if criterion.of == "rows" else _read_mean(rows)
     out: dict[str, object] = {c.name: None for c in VERDICT_COLUMNS}
     out |= {c: rows[0][c] for c in (*_INSTRUMENT, "metric", "agent_id", "agent")}
     for column in ("world", "goal_a", "goal_b", "seed", "cell"):
@@ -327,14 +347,19 @@ def _judged(criterion: Criterion, error: Error, rows: list[dict[str, Any]]) -> d
 _Reading = tuple[float | None, float | None, float | None, float, str]
 
 
-def _read_row(row: Mapping[str, Any]) -> _Reading:
-    """Value, ends of what it may be, chance that the truth of the row is outside them, and why there is no value."""
+def _read_row(row: Mapping[str, Any], sampled: Collection[str]) -> _Reading:
+    """Value, ends of what it may be, chance that the truth of the row is outside them, and why there is no value.
+
+    An n alone makes no estimate of a row: a length in a code is counted, and a characterization describes what there
+    is. It does where rows of the same metric have intervals, and where what was measured may have been drawn.
+    """
     value, low, high = row["value"], row["ci_low"], row["ci_high"]
     if row["status"] != "ok":
         return None, None, None, 0.0, f"{row['status'].replace('_', ' ')}: {row['reason'] or 'no reason was given'}"
     if low is not None and high is not None:
         return value, min(low, value), max(high, value), _INTERVAL_MISS, ""
-    if row["n"] is not None:
+    counted = row["code"] is not None or row["kind"] == "characterization"
+    if row["n"] is not None and (row["probe"] in sampled or not counted):
         return value, None, None, 0.0, f"an estimate of {row['n']} draws that has no interval"
     return value, value, value, 0.0, ""
 
@@ -343,28 +368,13 @@ def _read_mean(rows: Sequence[dict[str, Any]]) -> _Reading:
     """The same of the mean over an agent's rows: the mean of the means of its worlds and seeds, with Student's t."""
     failed = [r for r in rows if r["status"] == "failed"]
     ok = [(r, r["value"]) for r in rows if r["status"] == "ok"]
-    value, low, high = _mean(_clusters(ok), 1 - _INTERVAL_MISS) if ok else (None, None, None)
+    units = _clusters(ok)
+    value, low, high = mean_of(units, 1 - _INTERVAL_MISS, _range(rows[0])) if ok else (None, None, None)
     if failed:
         words = f"{len(failed)} of {len(rows)} rows failed: a mean over the others would leave out what was not found"
         return value, None, None, 0.0, words
     if not ok:
         return None, None, None, 0.0, f"none of {len(rows)} rows has a value: {rows[0]['reason'] or 'no reason given'}"
     if low is None or high is None:
-        return value, None, None, 0.0, "one world and seed alone: a mean over it has no interval"
+        return value, None, None, 0.0, f"the mean has no interval: {no_interval(len(units))}"
     return value, low, high, _INTERVAL_MISS, ""
-
-
-def _mean(values: Sequence[float], confidence: float) -> tuple[float | None, float | None, float | None]:
-    n = len(values)
-    mean = math.fsum(values) / n
-    if n < 2:
-        return mean, None, None
-    if min(values) == max(values):
-        return values[0], values[0], values[0]
-    half = student_quantile(0.5 + confidence / 2, n - 1) * _deviation(values) / math.sqrt(n)
-    return mean, mean - half, mean + half
-
-
-def _deviation(values: Sequence[float]) -> float:
-    mean = math.fsum(values) / len(values)
-    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
