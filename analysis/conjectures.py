@@ -1,6 +1,7 @@
 """The conjectures, held against rows: which measures go together over kinds of agent, and which do not.
 
 One point is one kind of agent in one world with one seed: the mean of a measure over its goals, protocols and doses.
+Kinds whose points are the same but for rounding are one kind, however many names they go by.
 Measures are named by the probe and metric that give them, so that rows of a study that lacks some of them leave those
 out.
 """
@@ -33,6 +34,8 @@ class Measure:
         source: `ours`, `behaviour` (nothing but behaviour enters) or `others` (proposed elsewhere).
         doses: which doses count: `any`, `positive` (the undisturbed agent is left out) or `zero`.
         skip: protocols with this text in them do not count.
+        only: where it is given, only protocols with this text in them count.
+        common: whether a protocol and dose counts only where every agent of the world that has the measure has it.
     """
 
     name: str
@@ -44,7 +47,14 @@ class Measure:
     source: str
     doses: str = "any"
     skip: str = ""
+    only: str = ""
+    common: bool = False
 
+
+#: What a protocol says where training went everywhere and a part of the world stands for what it left out.
+NOMINAL = "(nominal)"
+#: Points of two kinds that agree to within this share of each measure's range are points of one.
+ALIKE = 0.02
 
 MEASURES: tuple[Measure, ...] = (
     Measure(
@@ -77,11 +87,12 @@ MEASURES: tuple[Measure, ...] = (
     ),
     Measure(
         "OOD competence", "out_of_distribution", "ood_competence", "1",
-        "competence on the own goal where training never went, over regimes and strengths", 1, "ours", "positive",
+        "competence on the own goal where training never went, over the regimes and strengths that all agents have", 1,
+        "ours", "positive", NOMINAL, common=True,
     ),
     Measure(
-        "weight noise", "weights", "noise_competence", "1", "competence on the own goal under noise in the parts", 0,
-        "ours", "positive",
+        "redrawn cells", "weights", "noise_competence", "1", "competence on the own goal with cells drawn anew", 0,
+        "ours", "positive", only="redrawn",
     ),
     Measure(
         "goal-directedness", "goal_directedness", "meg_known", "nat",
@@ -93,12 +104,13 @@ MEASURES: tuple[Measure, ...] = (
         "others", "any", "retrained",
     ),
     Measure(
-        "adaptation gap", "adaptation", "loca_gap", "1",
-        "what a local change of the world leaves unlearned elsewhere (van Seijen et al. 2020)", 0, "others",
+        "adapted elsewhere", "adaptation", "global_competence", "1",
+        "competence elsewhere after a local change of reward (van Seijen et al. 2020)", 0, "others",
+        only="a reward that dwarfs",
     ),
     Measure(
         "intrinsic dimension", "intrinsic_dimension", "intrinsic_dimension", "directions",
-        "random directions that it takes to be retargeted (Li et al. 2018)", 0, "others",
+        "random directions that it takes to be retargeted (Li et al. 2018)", 0, "others", only="where the agent stands",
     ),
     Measure(
         "prequential ratio", "prequential", "prequential_ratio", "1",
@@ -112,13 +124,35 @@ ENTANGLED: frozenset[frozenset[str]] = frozenset(
     {
         frozenset({"retargetability", "slope over table"}),
         frozenset({"shared reasoning", "slope over table"}),
+        frozenset({"retargetability", "shared reasoning"}),
         frozenset({"retargetability", "map gain"}),
+        frozenset({"slope over table", "map gain"}),
+        frozenset({"shared reasoning", "map gain"}),
+        frozenset({"retargetability", "narrowness"}),
+        frozenset({"narrowness", "least collateral"}),
         frozenset({"robustness", "OOD competence"}),
     }
 )
+#: Correlations that the conjectures are about: two measures, and what was expected.
+EXPECTED: tuple[tuple[str, str, int], ...] = (
+    ("retargetability", "slope over table", 1),
+    ("retargetability", "shared reasoning", 1),
+    ("retargetability", "goal coherence", 1),
+    ("slope over table", "goal coherence", 1),
+    ("retargetability", "map gain", 1),
+    ("goal coherence", "map gain", 1),
+    ("retargetability", "narrowness", -1),
+    ("retargetability", "least collateral", 1),
+    ("retargetability", "OOD competence", 1),
+)
+#: Those of them that are judged: the two share no data.
+JUDGED = tuple(e for e in EXPECTED if frozenset(e[:2]) not in ENTANGLED)
+#: 0 for every table of actions, by construction: no edit of such a table does more than it writes.
+_ZERO_IN_TABLES = ("retargetability", "goal coherence")
 #: Probes whose rows are what the conjectures are about.
 _NEW = ("decomposition", "goal_gradient", "goal_map", "narrowness", "goal_directedness", "orbit_retargetability",
         "adaptation", "intrinsic_dimension", "out_of_distribution", "filtered", "weights")  # fmt: skip
+_ROUNDING = 1e-9
 KEYS = ("agent_id", "agent", "world_id", "world", "seed")
 
 
@@ -128,7 +162,7 @@ class Points:
 
     Attributes:
         names: every agent, in the order of tables.
-        measures: those that have a value somewhere, in their order.
+        measures: those that have a value somewhere, under whatever protocol, in their order.
         values: of each (agent id, agent, world id, world, seed) the measures that there are, by name.
     """
 
@@ -148,30 +182,117 @@ class Points:
     def has(self, measure: str) -> bool:
         return any(m.name == measure for m in self.measures)
 
+    def only(self, names: Sequence[AgentName]) -> Points:
+        """Points of some of the agents."""
+        keys = {(n.agent_id, n.label) for n in names}
+        return Points(tuple(names), self.measures, {k: v for k, v in self.values.items() if k[:2] in keys})
+
+    def tables(self) -> tuple[AgentName, ...]:
+        """Agents that are 0 by construction: every value of retargetability and of goal coherence that they have is."""
+        out = []
+        for name in self.names:
+            values = [v for m in _ZERO_IN_TABLES for v in self.of(name, m)]
+            if values and max(map(abs, values)) <= _ROUNDING:
+                out.append(name)
+        return tuple(out)
+
+
+def distinct(results: pl.DataFrame) -> pl.DataFrame:
+    """Rows without those that are another one again: a run that measures the same twice knows no more for it."""
+    columns = [c for c in results.columns if c != "cell"]
+    return results.unique(subset=columns, keep="first", maintain_order=True)
+
+
+def families(points: Points) -> tuple[tuple[AgentName, ...], ...]:
+    """Agents by kind: those that differ in no measure that verdicts are about, in no world and with no seed.
+
+    Two agents agree where every such measure that both have differs by at most `ALIKE` of its range over all points,
+    in each world with each seed, and both have at least two of them. Each member of a family agrees with each other.
+    Equal behaviour alone makes no family: an agent and the table compiled from it act alike, and that their insides
+    differ is what is measured.
+    """
+    judged = {m for a, b, _ in JUDGED for m in (a, b)}
+    seen: dict[str, list[float]] = {}
+    by_agent: dict[tuple[str, str], dict[tuple[Any, ...], float]] = {}
+    for key, values in points.values.items():
+        for measure in judged & values.keys():
+            seen.setdefault(measure, []).append(values[measure])
+            by_agent.setdefault(key[:2], {})[(*key[2:], measure)] = values[measure]
+    most = {m: ALIKE * (max(v) - min(v)) for m, v in seen.items()}
+
+    def agree(one: AgentName, other: AgentName) -> bool:
+        a, b = (by_agent.get((n.agent_id, n.label), {}) for n in (one, other))
+        both = a.keys() & b.keys()
+        return len({k[-1] for k in both}) > 1 and all(abs(a[k] - b[k]) <= most[k[-1]] + _ROUNDING for k in both)
+
+    out: list[list[AgentName]] = []
+    for name in points.names:
+        home = next((f for f in out if all(agree(name, other) for other in f)), None)
+        if home is None:
+            out.append([name])
+        else:
+            home.append(name)
+    return tuple(map(tuple, out))
+
+
+def merged(points: Points) -> Points:
+    """One agent a family, under the name of its first: its points are the means of those of its members."""
+    gathered: dict[tuple[Any, ...], dict[str, list[float]]] = {}
+    found = families(points)
+    first = {(n.agent_id, n.label): (f[0].agent_id, f[0].label) for f in found for n in f}
+    for key, values in points.values.items():
+        into = gathered.setdefault((*first[key[:2]], *key[2:]), {})
+        for measure, value in values.items():
+            into.setdefault(measure, []).append(value)
+    means = {k: {m: sum(sorted(v)) / len(v) for m, v in gathered[k].items()} for k in sorted(gathered)}
+    return Points(tuple(f[0] for f in found), points.measures, means)
+
 
 def rows_of(results: pl.DataFrame, measure: Measure) -> pl.DataFrame:
     """Rows of one measure, whatever their status, at the doses and under the protocols that count."""
     import polars as pl
 
     rows = results.filter((pl.col("probe") == measure.probe) & (pl.col("metric") == measure.metric))
+    how = pl.col("protocol").fill_null("")
     if measure.skip:
-        rows = rows.filter(~pl.col("protocol").fill_null("").str.contains(measure.skip, literal=True))
+        rows = rows.filter(~how.str.contains(measure.skip, literal=True))
+    if measure.only:
+        rows = rows.filter(how.str.contains(measure.only, literal=True))
     if measure.doses == "any":
         return rows
     return rows.filter(pl.col("dose") > 0 if measure.doses == "positive" else pl.col("dose") == 0)
+
+
+def _shared_protocols(rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows whose protocol and dose every agent of the same world has; what a protocol says after `;` is the agent's."""
+    import polars as pl
+
+    world = ("world_id", "world")
+    rows = rows.with_columns(
+        _who=pl.concat_str("agent_id", "agent", separator=": "),
+        _how=pl.col("protocol").fill_null("").str.split(";").list.first(),
+    )
+    rows = rows.with_columns(
+        _all=pl.col("_who").n_unique().over(world), _have=pl.col("_who").n_unique().over(*world, "_how", "dose")
+    )
+    return rows.filter(pl.col("_have") == pl.col("_all")).drop("_who", "_how", "_all", "_have")
 
 
 def points_of(results: pl.DataFrame) -> Points:
     """Points from rows of `RESULT_COLUMNS`: rows that are ok, averaged over goals, then over protocols and doses."""
     import polars as pl
 
+    results = distinct(results)
     values: dict[tuple[Any, ...], dict[str, float]] = {}
     found = []
     for measure in MEASURES:
-        rows = rows_of(results, measure).filter(pl.col("status") == "ok")
-        if rows.is_empty():
+        any_ = results.filter((pl.col("probe") == measure.probe) & (pl.col("metric") == measure.metric))
+        if any_.filter(pl.col("status") == "ok").is_empty():
             continue
         found.append(measure)
+        rows = rows_of(any_, measure).filter(pl.col("status") == "ok")
+        if measure.common:
+            rows = _shared_protocols(rows)
         # sorted first, so that the order of the rows does not enter through rounding
         means = (
             rows.sort("value").group_by([*KEYS, "protocol", "dose"], maintain_order=True).agg(pl.col("value").mean())
@@ -212,7 +333,8 @@ class Pair:
 
 
 def pairs_of(points: Points) -> tuple[Pair, ...]:
-    """Every pair of measures, in their order."""
+    """Every pair of measures, in their order; agents of one family count as one."""
+    points = merged(points)
     names = [m.name for m in points.measures]
     return tuple(pair_of(points, a, b) for a, b in combinations(names, 2))
 

@@ -9,8 +9,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from retarget.analysis.checks import Check, number
-from retarget.analysis.conjecture_checks import check_conjectures, shortcut_rates, twins_of
-from retarget.analysis.conjectures import Measure, Pair, Points, pairs_of, points_of, present, rows_of
+from retarget.analysis.conjecture_checks import check_conjectures, check_instrument, shortcut_rates, twins_of
+from retarget.analysis.conjectures import (
+    EXPECTED,
+    NOMINAL,
+    Measure,
+    Pair,
+    Points,
+    distinct,
+    families,
+    pairs_of,
+    points_of,
+    present,
+    rows_of,
+)
 from retarget.analysis.correlations import Correlation
 from retarget.analysis.figures import (
     _SERIES,
@@ -60,15 +72,21 @@ ABOUT: tuple[tuple[str, str], ...] = (
 )
 
 CAVEATS: tuple[str, ...] = (
-    "Retargetability and slope over table are made from edits of the same agents toward goals of the same plan, and "
-    "map gain from single edits by the same editors: that they agree is partly so by construction.",
+    "Retargetability, shared reasoning and slope over table are made from edits of the same agents toward goals of "
+    "the same plan, map gain and narrowness from edits by the same editors: that they agree is partly so by "
+    "construction. Such pairs are marked, and get no verdict.",
     "Shared is 1 - slope / whole length, so that it counts raw parameters: a large network has a long whole and looks "
     "shared whatever its goals cost, and a small agent, whose whole is short, does not. Slope over table has no such "
     "term.",
     "Points are means over the rows that are ok. Where no edit was found, or there was nothing to measure, an agent is "
     "missing from the correlations of that measure, and those that are left are not a fair sample of it.",
     "Intervals are over the kinds of agent in this run: another choice of agents is another population. Of twenty "
-    "intervals at 95% one misses; the verdicts are on the few correlations that were named beforehand.",
+    "intervals at 95% one misses; the verdicts on correlations, which were named beforehand, are adjusted for their "
+    "number (Holm, 5% over all of them).",
+    "A table of actions is 0 in retargetability and goal coherence by construction. Each correlation is told with "
+    "tables and without, and the weaker verdict counts.",
+    "Agents whose points agree to within 2% of the range, in every measure that verdicts are about, are one kind in "
+    "correlations. That two agents act alike does not make them one: what is measured is inside.",
     "A rank correlation over a few kinds of agent says that two measures order them alike, not that one causes the "
     "other. With robustness held fixed means: of what is left of both ranks after a line through the ranks of "
     "robustness.",
@@ -117,12 +135,14 @@ def section_of(results: pl.DataFrame) -> Section | None:
     """The section on the conjectures; None where the rows are not about them."""
     if not present(results):
         return None
+    results = distinct(results)
     points = points_of(results)
     pairs = pairs_of(points)
     figures = [f for f in (matrix_figure(points, pairs), scatter_figure(points)) if f is not None]
     cards = (
-        _correlations(points, pairs), _twins(results), _agents(points), _regimes(results), _shortcuts(results),
-        _measures(results, points), _every_pair(pairs),
+        _instrument(results, points), _sharing(pairs), _families(points), _correlations(points, pairs),
+        _twins(results), _agents(points), _regimes(results), _shortcuts(results), _measures(results, points),
+        _every_pair(pairs),
     )  # fmt: skip
     checks = check_conjectures(results, points)
     return Section(ABOUT, checks, tuple(figures), tuple(c for c in cards if c.rows), CAVEATS)
@@ -164,13 +184,49 @@ def _pair_cells(pair: Pair) -> tuple[Cell, ...]:
     return (_rho(plain), _rho(pair.within), _rho(pair.partial), *map(_count, counts))
 
 
+SHARES = "shares data by construction"
+
+
+def _instrument(results: pl.DataFrame, points: Points) -> Card:
+    rows = tuple(
+        (label(c.rule), label("as it must be" if c.sound else "broken"), label(c.found))
+        for c in check_instrument(results, points)
+    )
+    note = "What cannot come out otherwise: it says whether the instrument is sound, and nothing of the agents."
+    return Card("Checks of the instrument", note, (("what must be so", ""), ("is it", ""), ("found", "")), rows)
+
+
+def _sharing(pairs: Sequence[Pair]) -> Card:
+    """Pairs of which something was expected and that get no verdict."""
+    signs = {frozenset((a, b)): sign for a, b, sign in EXPECTED}
+    rows = []
+    for pair in pairs:
+        sign = signs.get(frozenset((pair.first, pair.second)))
+        if pair.entangled and sign:
+            rows.append(
+                (label(pair.first), label(pair.second), label("more" if sign > 0 else "less"), *_pair_cells(pair))
+            )
+    note = "Expected to go together, and made from the same edits: that they do is no news, so that none is judged."
+    head = (("measure", ""), ("and", ""), ("expected", ""), *_PAIR_HEAD)
+    return Card("Pairs that share data by construction", note, head, tuple(rows))
+
+
+def _families(points: Points) -> Card:
+    rows = tuple((label(f[0].label), label(", ".join(n.label for n in f[1:]))) for f in families(points) if len(f) > 1)
+    note = (
+        "Their points agree to within 2% of the range in every measure that verdicts are about: in correlations they "
+        "are one kind, with the mean of their points."
+    )
+    return Card("Agents that count as one kind", note, (("kind", ""), ("and the same again", "")), rows)
+
+
 def _correlations(points: Points, pairs: Sequence[Pair]) -> Card:
     signs = {1: "more", -1: "less", 0: "nothing"}
     rows = []
     for measure in points.measures:
         pair = next((p for p in pairs if p.first == "retargetability" and p.second == measure.name), None)
         if pair is not None:
-            note = "shares data by construction" if pair.entangled else pair.reason
+            note = SHARES if pair.entangled else pair.reason
             expected = (signs[measure.sign], note, None, False)
             rows.append((label(measure.name), expected, *_pair_cells(pair)))
     return Card(
@@ -183,9 +239,13 @@ def _correlations(points: Points, pairs: Sequence[Pair]) -> Card:
 
 
 def _every_pair(pairs: Sequence[Pair]) -> Card:
-    rows = tuple((label(p.first), label(p.second), *_pair_cells(p)) for p in pairs if p.plain is not None)
+    rows = tuple(
+        (label(p.first), label(p.second), *_pair_cells(p), label(SHARES if p.entangled else ""))
+        for p in pairs
+        if p.plain is not None
+    )
     words = f"Every pair of measures ({len(rows)})"
-    return Card(words, "", (("measure", ""), ("and", ""), *_PAIR_HEAD), rows, words)
+    return Card(words, "", (("measure", ""), ("and", ""), *_PAIR_HEAD, ("note", "")), rows, words)
 
 
 def _agents(points: Points) -> Card:
@@ -226,9 +286,13 @@ def regime(protocol: str | None) -> str:
 
     >>> regime("regime 2 extreme: from states far away"), regime(None)
     ('2 extreme', 'every')
+    >>> regime("regime 2 extreme: from states far away; trained: west half (nominal)")
+    '2 extreme (nominal)'
     """
     found = re.match(r"(?:regime )?(\d \w+)", protocol or "")
-    return found.group(1) if found else (protocol or "every")
+    if not found:
+        return protocol or "every"
+    return f"{found.group(1)} {NOMINAL}" if NOMINAL in (protocol or "") else found.group(1)
 
 
 def _regimes(results: pl.DataFrame) -> Card:
@@ -252,7 +316,9 @@ def _regimes(results: pl.DataFrame) -> Card:
     ordered = sorted(cells, key=lambda k: agent_name(*k).sort_key)
     return Card(
         "Out of distribution, regime by regime",
-        "Competence on the own goal at the greatest strength of each regime, over worlds and seeds.",
+        "Competence on the own goal at the greatest strength of each regime, over worlds and seeds. Nominal: training "
+        "went everywhere, and a part of the world stands for what it might have left out; that is not out of "
+        "distribution, and enters no correlation.",
         (("agent", ""), *[(c, "competence") for c in columns]),
         tuple((label(k[1]), *[_mean("success", cells[k].get(c, [])) for c in columns]) for k in ordered),
     )
@@ -293,7 +359,12 @@ def matrix_figure(points: Points, pairs: Sequence[Pair]) -> Figure | None:
     """Rank correlations of every pair: plain above the diagonal, with robustness held fixed below it."""
     import altair as alt
 
-    rows = [c for p in pairs for c in (_square(p.second, p.first, p.plain), _square(p.first, p.second, p.partial)) if c]
+    rows = [
+        c
+        for p in pairs
+        for c in (_square(p.second, p.first, p.plain, p.entangled), _square(p.first, p.second, p.partial, p.entangled))
+        if c
+    ]
     if not rows:
         return None
     names = [m.name for m in points.measures]
@@ -316,7 +387,8 @@ def matrix_figure(points: Points, pairs: Sequence[Pair]) -> Figure | None:
         "conjecture-matrix",
         "Which measures order agents alike",
         "Spearman's rank correlation over kinds of agent, worlds and seeds. Above the diagonal: as it is; below: with "
-        "robustness held fixed. Bold where the 95% interval leaves out 0; pale figures cannot be told from 0. Cells "
+        "robustness held fixed. Bold where the 95% interval leaves out 0; pale figures cannot be told from 0. "
+        "With a star: the two share data by construction. Cells "
         "are empty where too few kinds of agent have both measures, or one of the two is the same for all.",
         svg_of(alt.layer(fill, sure, open_).properties(width=size, height=0.62 * size), "conjecture-matrix"),
         key=(KeyItem("the same order", _VARIABLES[_SERIES[0]], "square"),
@@ -324,11 +396,11 @@ def matrix_figure(points: Points, pairs: Sequence[Pair]) -> Figure | None:
     )  # fmt: skip
 
 
-def _square(x: str, y: str, found: Correlation | None) -> dict[str, Any] | None:
+def _square(x: str, y: str, found: Correlation | None, entangled: bool) -> dict[str, Any] | None:
     if found is None:
         return None
     sure = found.ci_low > 0 or found.ci_high < 0
-    shown = f"{found.value:.2f}".replace("-", "−")
+    shown = f"{found.value:.2f}".replace("-", "−") + ("*" if entangled else "")
     return {"x": x, "y": y, "text": shown, "sign": "+" if found.value >= 0 else "-"} | {
         "strength": abs(found.value),
         "sure": sure,

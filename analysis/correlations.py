@@ -26,6 +26,7 @@ class Correlation:
         ci_low, ci_high: ends of the interval, in [-1, 1].
         n: number of points.
         kinds: number of kinds of agent that the points belong to: what the interval is over.
+        p: two-sided, of no correlation at all: below 1 - confidence just where the interval leaves out 0.
     """
 
     value: float
@@ -33,6 +34,7 @@ class Correlation:
     ci_high: float
     n: int
     kinds: int
+    p: float
 
 
 def rank_correlation(
@@ -81,8 +83,23 @@ def rank_correlation(
     if math.isnan(value):
         raise RetargetError(_undefined(scores, layers))
     left = [_correlation([s[groups != g] for s in scores], layers[groups != g]) for g in range(count)]
-    low, high = _interval(value, np.array(left), count, len(scores) - 2, confidence)
-    return Correlation(value, low, high, len(groups), count)
+    low, high, p = _interval(value, np.array(left), count, len(scores) - 2, confidence)
+    return Correlation(value, low, high, len(groups), count, p)
+
+
+def holm(p: Sequence[float]) -> tuple[float, ...]:
+    """P-values adjusted for their number, step by step (Holm 1979), in the order given.
+
+    Those at most 0.05 are then wrong in any one of them with a chance of at most 5%, however they depend on each other.
+
+    >>> holm([0.04, 0.01, 0.03])
+    (0.06, 0.03, 0.06)
+    """
+    out, worst = [0.0] * len(p), 0.0
+    for step, i in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+        worst = max(worst, min((len(p) - step) * p[i], 1.0))
+        out[i] = worst
+    return tuple(out)
 
 
 def _check(scores: list[np.ndarray], groups: np.ndarray, layers: np.ndarray, confidence: float) -> int:
@@ -140,9 +157,11 @@ def _correlation(scores: list[np.ndarray], layers: np.ndarray) -> float:
     return min(max(float(a @ b) / math.sqrt(left[0] * left[1]), -1.0), 1.0)
 
 
-def _interval(value: float, left: np.ndarray, count: int, held: int, confidence: float) -> tuple[float, float]:
+def _interval(value: float, left: np.ndarray, count: int, held: int, confidence: float) -> tuple[float, float, float]:
+    from scipy.special import stdtr  # heavy: only where a p-value is wanted
+
     if np.isnan(left).any():
-        return -1.0, 1.0
+        return -1.0, 1.0, 1.0
     # the steps of the correlation of so many ranks are 12 / (n³ - n): a perfect order is told up to half a step
     limit = 1 - 6 / (count * (count**2 - 1))
     inside = min(max(value, -limit), limit)
@@ -151,4 +170,5 @@ def _interval(value: float, left: np.ndarray, count: int, held: int, confidence:
         spread = max(spread, math.sqrt((1 + value**2 / 2) / max(count - 3 - held, 1)))
     spot = math.atanh(inside)
     half = student_quantile(0.5 + confidence / 2, count - 1 - held) * spread
-    return min(math.tanh(spot - half), value), max(math.tanh(spot + half), value)
+    p = 2 * float(stdtr(count - 1 - held, -abs(spot) / spread))
+    return min(math.tanh(spot - half), value), max(math.tanh(spot + half), value), p

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from retarget.analysis.correlations import Correlation, rank_correlation
+from retarget.analysis.correlations import Correlation, holm, rank_correlation
 from retarget.errors import RetargetError
 from retarget.rng import stream
 
@@ -26,6 +26,27 @@ def correlate(x: list[float], y: list[float], **rest: object) -> Correlation:
 
 def differ(*scores: list[float]) -> None:
     assume(all(len(set(s)) > 1 for s in scores))
+
+
+@given(SCORES)
+def test_the_interval_leaves_out_nothing_where_p_says_so(scores):
+    x, y, _ = scores
+    differ(x, y)
+    found = correlate(x, y)
+    assume(abs(found.p - 0.05) > 1e-9)
+    assert 0 <= found.p <= 1
+    assert (found.p < 0.05) == (found.ci_low > 0 or found.ci_high < 0)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_rejects_as_the_step_down_procedure_does(p):
+    order, expected = sorted(range(len(p)), key=lambda i: p[i]), [False] * len(p)
+    for step, i in enumerate(order):
+        if (len(p) - step) * p[i] > 0.05:
+            break
+        expected[i] = True
+    assert [a <= 0.05 for a in holm(p)] == expected
+    assert all(a >= b for a, b in zip(holm(p), p, strict=True)) and max(holm(p)) <= 1
 
 
 @given(SCORES)
