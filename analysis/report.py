@@ -297,9 +297,9 @@ def _conjectures(results: pl.DataFrame) -> str:
     about = "".join(f"<dt>{text(name)}</dt><dd>{text(words)}</dd>" for name, words in section.about)
     caveats = "".join(f"<p>{text(words)}</p>" for words in section.caveats)
     found = (
-        "<p>A correlation holds where its p-value, the weaker of that with and that without tables, adjusted for the number "
-        "of correlations (Holm), is at most 5% and it has the sign that was expected; it does not hold where it has the "
-        "other; else it cannot be told. A difference goes by its whole 95% interval.</p>"
+        "<p>A correlation holds where its p-value, the weaker of that with and that without tables, adjusted for the "
+        "number of correlations (Holm), is at most 5% and it has the sign that was expected; it does not hold where it "
+        "has the other; else it cannot be told. A difference goes by its whole 95% interval.</p>"
     )
     blocks = [_card(f"<dl>{about}</dl>{found}", title="What is conjectured"), _checks(section.checks)]
     blocks.append(_figures(list(section.figures)))
