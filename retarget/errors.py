@@ -65,6 +65,10 @@ def nearest(name: object, known: Iterable[object]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+#: A line that lists more names than this is no longer one.
+_MOST_NAMES = 32
+
+
 def unknown(what: str, name: object, known: Iterable[object]) -> str:
     """The message for a name that is not among the known ones.
 
@@ -72,4 +76,6 @@ def unknown(what: str, name: object, known: Iterable[object]) -> str:
     "unknown world 'FourRoms' (did you mean 'FourRooms'?); known: FourRooms, Maze"
     """
     names = sorted(str(k) for k in known)
-    return f"unknown {what} {str(name)!r}{nearest(name, names)}; known: {', '.join(names) or 'none'}"
+    shown = ", ".join(names[:_MOST_NAMES]) or "none"
+    more = f" and {len(names) - _MOST_NAMES} others" if len(names) > _MOST_NAMES else ""
+    return f"unknown {what} {str(name)!r}{nearest(name, names)}; known: {shown}{more}"
