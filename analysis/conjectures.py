@@ -303,12 +303,22 @@ def points_of(results: pl.DataFrame) -> Points:
     return Points(agent_names(results), tuple(found), {k: values[k] for k in sorted(values)})
 
 
-def present(results: pl.DataFrame) -> bool:
-    """Whether rows hold what the conjectures are about, of more than one agent."""
+def _about(results: pl.DataFrame) -> int:
+    """Number of agents of which rows hold what the conjectures are about."""
     import polars as pl
 
     mine = results.filter(pl.col("probe").is_in(list(_NEW)) & (pl.col("status") == "ok"))
-    return mine.select("agent_id", "agent").unique().height > 1
+    return mine.select("agent_id", "agent").unique().height
+
+
+def about_conjectures(results: pl.DataFrame) -> bool:
+    """Whether rows hold what the conjectures are about."""
+    return _about(results) > 0
+
+
+def present(results: pl.DataFrame) -> bool:
+    """Whether rows hold what the conjectures are about, of more than one agent."""
+    return _about(results) > 1
 
 
 @dataclass(frozen=True)

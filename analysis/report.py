@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 from retarget.analysis.anatomy import COLUMNS as WHERE_COLUMNS
 from retarget.analysis.anatomy import where_table
 from retarget.analysis.checks import Check, check_all, number, with_interval
+from retarget.analysis.conjectures import about_conjectures
 from retarget.analysis.conjectures_page import Card, section_of
 from retarget.analysis.editors import EDITOR_COLUMNS, editor_table
 from retarget.analysis.figures import Figure, draw_all
@@ -293,7 +294,12 @@ def _link(check: Check) -> str:
 def _conjectures(results: pl.DataFrame) -> str:
     section = section_of(results)
     if section is None:
-        return ""
+        if not about_conjectures(results):
+            return ""
+        words = (
+            "These rows hold one agent alone: how measures go together takes at least 4 kinds. Add agents to the study."
+        )
+        return _card(f"<p>{words}</p>")
     about = "".join(f"<dt>{text(name)}</dt><dd>{text(words)}</dd>" for name, words in section.about)
     caveats = "".join(f"<p>{text(words)}</p>" for words in section.caveats)
     found = (

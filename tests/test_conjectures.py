@@ -332,6 +332,7 @@ def test_measures_that_are_missing_are_left_out():
     assert not any("goal coherence" in rule for rule in verdicts(results))
     alone = planted().filter(pl.col("agent") == "planner")
     assert not present(alone) and section_of(alone) is None
+    assert "These rows hold one agent alone" in report_html(alone)
     found = check_conjectures(alone, points_of(alone))
     lines = [c for c in found if c.expectation.startswith("the more")]
     assert lines and all(c.verdict == "cannot tell" for c in lines)
