@@ -95,6 +95,7 @@ def mean_of(
 
 
 def no_interval(n: int) -> str:
+    """Why a mean over n worlds and seeds has no interval, in a few words."""
     if n < 2:
         return "one world and seed alone"
     words = "and the metric has no range: how far others may differ is not known"
